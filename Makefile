@@ -1,0 +1,59 @@
+# The two commands are `make book` and `make test`; `make help` lists the rest.
+PYTHON ?= python3
+PY := .venv/bin/python
+PORT ?= 8000
+# One core is kept for the machine's owner; chapters are run by this many processes.
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lab serve bench clean run export lint chapters check
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
+
+book: .venv/done ## build the website: stage, render, check
+	@$(PY) -m tools.export
+	@$(PY) -m tools.stage
+	@$(PY) -m tools.render
+	@$(PY) -m tools.check
+	@echo
+	@echo "The book is in _site/index.html.  To read it with search:  make serve"
+
+test: .venv/done ## run every chapter, all tests and the linters
+	@$(PY) -m tools.export --check
+	@$(PY) -m tools.readme --check
+	@$(MAKE) --no-print-directory lint
+	@$(PY) -m tools.notebook check --jobs $(JOBS) nbs/*.ipynb
+	@$(PY) -m tools.against_library --jobs $(JOBS)
+	@$(PY) -m tools.stage && $(PY) -m tools.render && $(PY) -m tools.check
+	@$(PY) -m pytest
+
+lint: .venv/done
+	@$(PY) -m ruff check . && $(PY) -m mypy
+
+lab: .venv/done  ## open the book in JupyterLab, on this machine only, with a token
+	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=nbs
+
+serve:           ## serve _site/ on this machine (PORT=8000)
+	@test -d _site || { echo "there is no site yet: make book"; exit 1; }
+	@echo "http://127.0.0.1:$(PORT)/  (Ctrl-C to stop)"
+	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _site
+
+bench: .venv/done ## measure gradbook against its peers, and write nbs/results/
+	@$(PY) -m pip install -q -c constraints.txt ".[compare]" 2>/dev/null || true
+	$(PY) -m gradbook bench micrograd
+
+run: .venv/done  ## run all chapters and store their outputs
+	$(PY) -m tools.notebook run --jobs $(JOBS) nbs/*.ipynb
+	$(PY) -m tools.readme
+
+clean:           ## remove everything that was built, and the virtual environment
+	rm -rf .venv _site build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find _proc -mindepth 1 -not -name _quarto.yml -delete
+
+.venv/done: pyproject.toml constraints.txt
+	@echo "making the virtual environment (once)"
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt uv
+	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book]"
+	@touch $@

@@ -1,0 +1,135 @@
+"The reference: one page per module, from signatures and docstrings, with links into the book."
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tools.stage import Page
+
+
+def page_of(module: str) -> str:
+    "The page that describes a module, `scalar.value` -> `api-scalar-value.html`."
+    return f"api-{module.replace('.', '-').strip('_').replace('__', '')}.html"
+
+
+def escape(text: str) -> str:
+    "Docstrings are plain text: keep their backticks, escape the rest of Markdown."
+    parts = re.split(r"(`[^`]+`)", text)
+    return "".join(
+        p if i % 2 else re.sub(r"([\\*_$<>\[\]@#|~^])", r"\\\1", p) for i, p in enumerate(parts)
+    )
+
+
+def docstring(obj: Any) -> str:
+    "The docstring as paragraphs; indented lines keep their shape."
+    text = inspect.getdoc(obj) or ""
+    blocks = [escape(re.sub(r"\s*\n\s*", " ", b)) for b in text.split("\n\n")]
+    return "\n\n".join(blocks)
+
+
+def signature(name: str, obj: Any) -> str:
+    "`name(x: float, h: float | None = None) -> float`, one parameter a line when it is long."
+    try:
+        sig = inspect.signature(obj)
+    except (TypeError, ValueError):
+        return name
+    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", f"{name}{sig}").replace("'", "")
+    if len(text) <= 88:
+        return text
+    parameters = [str(p).replace("'", "") for p in sig.parameters.values()]
+    back = (
+        f" -> {sig.return_annotation}".replace("'", "")
+        if sig.return_annotation is not sig.empty
+        else ""
+    )
+    return f"{name}(\n    " + ",\n    ".join(parameters) + f",\n){back}"
+
+
+def describe(name: str, obj: Any, home: dict[str, Page]) -> str:
+    "One function, class or constant."
+    anchor = f"### `{name}` {{#{name}}}"
+    if inspect.isclass(obj) or inspect.isfunction(obj):
+        body = f"```python\n{signature(name, obj)}\n```\n\n{docstring(obj)}"
+    else:
+        body = f"```python\n{name} = {shown(obj)}\n```"
+    if inspect.isclass(obj):
+        body += methods(obj)
+    place = f"\n\n[In the book]({home[name].href}#def-{name}){{.gb-inbook}}" if name in home else ""
+    return f"{anchor}\n\n{body}{place}"
+
+
+def own(module: types.ModuleType, name: str) -> bool:
+    "Whether the module defines the name itself, rather than passing on what another one built."
+    obj = vars(module).get(name)
+    return name in vars(module) and getattr(obj, "__module__", module.__name__) == module.__name__
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 and " at 0x" not in text else "..."
+
+
+def methods(cls: type) -> str:
+    "Public methods with a docstring, and the operators the class understands."
+    rows, operators = [], []
+    for name, member in inspect.getmembers(cls):
+        plain = isinstance(member, types.FunctionType | types.MethodType | property)
+        if not plain or not (
+            member.__module__ if not isinstance(member, property) else "gradbook"
+        ).startswith("gradbook"):
+            continue
+        if name.startswith("__") and name not in {"__init__", "__repr__", "__post_init__"}:
+            operators.append(f"`{name}`")
+        elif not name.startswith("_") and inspect.getdoc(member):
+            head = name if isinstance(member, property) else signature(name, member)
+            rows.append(f"`.{' '.join(head.split())}`\n:   {docstring(member).splitlines()[0]}")
+    text = "\n\n" + "\n\n".join(rows) if rows else ""
+    return text + (f"\n\nOperators: {', '.join(operators)}" if operators else "")
+
+
+def pages(home: dict[str, Page], modules: dict[str, Page]) -> dict[str, str]:
+    "All reference pages: file name -> text."
+    found: dict[str, str] = {}
+    index = []
+    for module, page in sorted(modules.items(), key=lambda m: int(m[1].number or 0)):
+        for name in [module, *side_modules(page)]:
+            target = page_of(name).replace(".html", ".qmd")
+            if target in found:
+                continue
+            obj = importlib.import_module(
+                "gradbook" + ("" if name == "__init__" else f".{name}".replace(".__init__", ""))
+            )
+            title = obj.__name__
+            summary = (inspect.getdoc(obj) or "").split("\n\n")[0]
+            public = [
+                n for n in getattr(obj, "__all__", []) if not n.startswith("_") and own(obj, n)
+            ]
+            items = [describe(n, getattr(obj, n), home) for n in public]
+            origin = f"[Chapter {page.number}]({page.href})"
+            found[target] = (
+                f"---\ntitle: {title}\nsubtitle: Reference\n---\n\n"
+                f"{escape(summary)} Built in {origin}.\n\n" + "\n\n".join(items) + "\n"
+            )
+            names = ", ".join(f"[`{n}`]({page_of(name)}#{n})" for n in public)
+            index.append(f"[**{title}**]({page_of(name)}) · {origin}\n:   {names}")
+    head = (
+        "---\ntitle: Reference\nsubtitle: Every public name, and the page that builds it\n---\n\n"
+    )
+    found["api.qmd"] = head + "\n\n".join(index) + "\n"
+    return found
+
+
+def side_modules(page: Page) -> list[str]:
+    "Modules a chapter exports into besides its own, exercises left out."
+    from tools.export import side_modules as all_side_modules
+
+    return [
+        m
+        for m, nb in all_side_modules().items()
+        if nb.name == page.path.name and not m.startswith("course.ch")
+    ]
