@@ -1,0 +1,68 @@
+"The front door: lazy, typed, and without surprises."
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradbook
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ["gradbook", "gradbook.scalar", "gradbook.course"]
+
+
+def fresh(code: str, *options: str) -> str:
+    command = [sys.executable, *options, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_name_resolves_and_is_what_editors_are_told(package):
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    branches = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [n for b in branches for n in b.body if isinstance(n, ast.ImportFrom)]
+    told = {(n.module, a.name) for n in imports for a in n.names}
+    for origin, name in told:
+        value = getattr(module, name)
+        assert value is getattr(importlib.import_module(str(origin)), name)
+    names = {name for _, name in told}
+    assert names | {"lazy", "nearest"} >= set(module.__all__) >= names
+    assert names <= set(dir(module))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_an_unknown_name_is_an_attribute_error(package):
+    module = importlib.import_module(package)
+    with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'nothing_like_it'$"):
+        module.nothing_like_it  # noqa: B018
+    assert not hasattr(module, "_repr_html_")
+
+
+def test_a_slip_is_answered_with_the_nearest_name():
+    import gradbook.scalar
+
+    with pytest.raises(AttributeError, match="did you mean 'Value'"):
+        gradbook.scalar.Valeu  # noqa: B018
+
+
+def test_importing_loads_nothing_heavy():
+    ours = "[m for m in sys.modules if m.startswith(('gradbook', 'numpy'))]"
+    code = f"import sys, gradbook; print(*{ours})"
+    assert fresh(code).split() == ["gradbook"]
+
+
+def test_part_one_works_where_numpy_is_missing():
+    hidden = "import sys; sys.modules['numpy'] = None; from gradbook.scalar import *; "
+    code = "x = Value(3.0); (x * x).backward(); MLP(2, [3, 1]); print(x.grad)"
+    assert fresh(hidden + code).strip() == "6.0"
+
+
+def test_version_and_type_marker():
+    assert gradbook.__version__ == "0.1.0"
+    assert (Path(gradbook.__file__).parent / "py.typed").exists()
