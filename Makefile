@@ -2,11 +2,11 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 PORT ?= 8000
-# One core is kept for the machine's owner; chapters are run by this many processes.
+# How many chapters run at the same time.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab serve bench clean run export lint chapters check
+.PHONY: help book test lint lab serve bench run clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -39,9 +39,10 @@ serve:           ## serve _site/ on this machine (PORT=8000)
 	@echo "http://127.0.0.1:$(PORT)/  (Ctrl-C to stop)"
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _site
 
-bench: .venv/done ## measure gradbook against its peers, and write nbs/results/
-	@$(PY) -m pip install -q -c constraints.txt ".[compare]" 2>/dev/null || true
-	$(PY) -m gradbook bench micrograd
+bench: .venv/done ## measure gradbook against its peers; the figures go to nbs/results/
+	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book,compare]"
+	@rm -rf build/bench && $(PY) -m gradbook bench micrograd --out build/bench
+	@cp build/bench/bench-micrograd.json nbs/results/bench_micrograd.json
 
 run: .venv/done  ## run all chapters and store their outputs
 	$(PY) -m tools.notebook run --jobs $(JOBS) nbs/*.ipynb
@@ -53,7 +54,10 @@ clean:           ## remove everything that was built, and the virtual environmen
 
 .venv/done: pyproject.toml constraints.txt
 	@echo "making the virtual environment (once)"
-	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "gradbook needs Python 3.11 or newer: make book PYTHON=python3.12"; exit 1; }
+	@test -x .venv/bin/pip || { rm -rf .venv; $(PYTHON) -m venv .venv; } || \
+	    { rm -rf .venv; echo "Python's venv is missing (Debian: apt install python3-venv)"; exit 1; }
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt uv
 	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book]"
 	@touch $@

@@ -191,8 +191,9 @@ def bench(args: argparse.Namespace, settings: Settings) -> Answer:
     folder = writable(args.out)
     say(f"measuring: {chosen.about} ({args.repeat} rounds)")
     report = chosen.run(args.repeat)
-    path = keep(report.as_json(), folder, f"bench-{chosen.name}")
-    return Answer(report.as_json() | {"file": str(path)}, f"{report}\nthe whole report: {path}")
+    record = report.as_json() | {"command": f"gradbook bench {chosen.name} --repeat {args.repeat}"}
+    path = keep(record, folder, f"bench-{chosen.name}")
+    return Answer(record | {"file": str(path)}, f"{report}\nthe whole report: {path}")
 
 # %% ../nbs/94_cli.ipynb #84001c90
 ABOUT = """\

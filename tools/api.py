@@ -105,7 +105,7 @@ def pages(home: dict[str, Page], modules: dict[str, Page]) -> dict[str, str]:
                 "gradbook" + ("" if name == "__init__" else f".{name}".replace(".__init__", ""))
             )
             title = obj.__name__
-            summary = (inspect.getdoc(obj) or "").split("\n\n")[0]
+            summary = (inspect.getdoc(obj) or "").split("\n\n")[0].rstrip(".") + "."
             public = [
                 n for n in getattr(obj, "__all__", []) if not n.startswith("_") and own(obj, n)
             ]

@@ -205,7 +205,10 @@ def main() -> None:
             target,
         )
     else:
-        stale = in_parallel(run, args.files, args.jobs, args.action == "run", args.timings)
+        try:
+            stale = in_parallel(run, args.files, args.jobs, args.action == "run", args.timings)
+        except RuntimeError as failure:  # the traceback of the cell is on the screen already
+            raise SystemExit(str(failure)) from None
         if stale:
             print("\n".join(stale))
             raise SystemExit(

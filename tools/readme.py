@@ -46,11 +46,15 @@ def parts() -> str:
     return "\n".join(rows) + "\n\nChapters in bold are written."
 
 
-def notebook_link(m: re.Match[str]) -> str:
-    "A link to a page of the site, as a link to its notebook."
-    found = next((ROOT / "nbs").glob(f"[0-9]*_{m[1]}.ipynb"), None)
-    assert found, f"the landing page links to {m[1]}.html, which no notebook makes"
-    return f"](nbs/{found.name})"
+def relinked(text: str) -> str:
+    "Links to pages of the site, as links to their notebooks."
+
+    def notebook(m: re.Match[str]) -> str:
+        found = next((ROOT / "nbs").glob(f"[0-9]*_{m[1]}.ipynb"), None)
+        assert found, f"the landing page links to {m[1]}.html, which no notebook makes"
+        return f"](nbs/{found.name})"
+
+    return re.sub(r"\]\((\w+)\.html\)", notebook, text)
 
 
 def output_text(output: dict[str, Any]) -> str:
@@ -58,7 +62,7 @@ def output_text(output: dict[str, Any]) -> str:
         return "```\n" + "".join(output["text"]).rstrip() + "\n```"
     data = output.get("data", {})
     if "text/markdown" in data:
-        return "".join(data["text/markdown"])
+        return relinked("".join(data["text/markdown"]))
     return "```\n" + "".join(data.get("text/plain", "")).rstrip() + "\n```"
 
 
@@ -70,9 +74,7 @@ def readme() -> tuple[str, str]:
         text = source(cell)
         if cell["cell_type"] == "markdown":
             text = re.sub(r"\{\.[\w-]+\}", "", text.replace("<!-- map -->", parts()))
-            text = re.sub(r"\]\((\w+)\.html\)", notebook_link, text).replace(
-                "@fig-one-neuron", "The picture"
-            )
+            text = relinked(text).replace("@fig-one-neuron", "The picture")
             blocks.append(re.sub(r"^:::.*\n?", "", text, flags=re.M))
             continue
         if not re.search(r"^#\|\s*(echo:\s*false|code-fold)", text, re.M):

@@ -274,8 +274,13 @@ def code_cells(page: Page, cell: Cell) -> list[Cell]:
     options, code = split_options(source(cell))
     target = directives.get("exports", "").strip()
     exported = "exports" in directives
+    if {"hide", "default_exp"} & set(directives):
+        return []
     if exported and KEY.fullmatch(target):
         return answers(page, target, code)
+    if "export" in directives:  # imports: part of the library, but nothing to read
+        exported, target = True, directives["export"].strip()
+        options += ["#| code-fold: true", '#| code-summary: "Imports of the module"']
     if re.match(r"\s*quiz\(", code):
         options.append("#| echo: false")
     cell["source"] = lines("\n".join([*options, code]))

@@ -160,7 +160,8 @@ def find_kink(
     "The slopes left and right of `x`, if their gap stays as h shrinks."
 
     def sides(h: float) -> tuple[float, float]:
-        return (f(x) - f(x - h)) / h, (f(x + h) - f(x)) / h
+        left, here, right = (number(f, t) for t in (x - h, x, x + h))
+        return (here - left) / h, (right - here) / h
 
     wide, (left, right) = sides(m.step), sides(m.step / 16)
     noise = 64 * m.error + 1e-3 * max(abs(left), abs(right))
