@@ -64,7 +64,7 @@ def clock(function: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def enough_calls(function: Callable[[], object], target: float = 1e-3) -> int:
+def enough_calls(function: Callable[[], object], target: float = 5e-3) -> int:
     "How many calls fill `target` seconds."
     calls = 1
     while (seconds := clock(function, calls) * calls) < target and calls < 1_000_000:
