@@ -84,7 +84,6 @@ def test_every_page(browser: Any, site_url: str, view: str) -> None:
     )
     for name in PAGES:
         page.goto(f"{site_url}/{name}")
-        page.wait_for_load_state("networkidle")
         if page.locator(".katex-error").count():
             problems.append(
                 f"{name}: {page.locator('.katex-error').first.text_content()} does not render"
@@ -103,7 +102,8 @@ def test_code_needs_no_sideways_scrolling_on_a_laptop(browser: Any, site_url: st
     page = browser.new_page(viewport={"width": 1366, "height": 900})
     wide = (
         "() => [...document.querySelectorAll('main pre')]"
-        ".filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"
+        ".filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)"
+        ".map(e => e.textContent.slice(0, 60))"
     )
     found = {}
     for name in PAGES:
@@ -171,6 +171,8 @@ def test_dark_mode_is_a_choice_that_stays(browser: Any, site_url: str) -> None:
     page.locator(".quarto-color-scheme-toggle").first.click()
     dark = page.evaluate(ground)
     assert dark != light
+    page.wait_for_timeout(200)
+    assert page.evaluate(ground) == dark
     page.goto(f"{site_url}/neural.html")
     assert page.evaluate(ground) == dark
     context.close()

@@ -268,13 +268,13 @@ questions = Quiz(
         },
     ),
     Question(
-        "A function has 1000 inputs. How many calls does a gradient by forward differences need at least?",
+        "How many calls does a gradient of 1000 inputs by forward differences need at least?",
         right="1001",
         because="one for $f(x)$, which all share, and one for each knob",
         wrong={
             "2": "that is enough for one direction, not for 1000 slopes",
             "1000": "$f(x)$ itself is needed too",
-            "2000": "that is what central differences need, or forward ones that measure $f(x)$ again each time",
+            "2000": "that is central differences, or forward ones that repeat $f(x)$ each time",
         },
     ),
 )
