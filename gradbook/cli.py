@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -21,12 +23,16 @@ from typing import Any
 
 import gradbook
 from .bench import BENCHMARKS, MissingExtra, limit_threads
+from .course.core import UnknownExercise
+from .course.workspace import WorkspaceError
 from .settings import KNOBS, Settings, SettingsError, load
 
 # %% auto #0
-__all__ = ['EXTRAS', 'TASKS', 'ABOUT', 'INFO', 'TRAIN', 'BENCH', 'EXPECTED', 'Answer', 'CommandError', 'pick', 'version_of',
-           'digits_state', 'info', 'info_text', 'writable', 'keep', 'say', 'train_digits', 'train', 'bench', 'number',
-           'Parser', 'make_parser', 'failure', 'main']
+__all__ = ['EXTRAS', 'TASKS', 'ABOUT', 'INFO', 'TRAIN', 'BENCH', 'START', 'CHECK', 'HINT', 'SOLUTION', 'PROGRESS', 'REBUILD',
+           'REPORT', 'EXPECTED', 'COMMANDS', 'Answer', 'CommandError', 'pick', 'version_of', 'digits_state', 'info',
+           'info_text', 'writable', 'keep', 'say', 'train_digits', 'train', 'bench', 'answered', 'printed', 'start',
+           'check', 'hint', 'solution', 'progress', 'rebuild', 'report', 'number', 'Parser', 'make_parser', 'failure',
+           'main']
 
 # %% ../nbs/94_cli.ipynb #61935483
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Answer:
 
     record: dict[str, Any]
     text: str
+    code: int = 0  # the exit status
 
 
 class CommandError(Exception):
@@ -195,7 +202,70 @@ def bench(args: argparse.Namespace, settings: Settings) -> Answer:
     path = keep(record, folder, f"bench-{chosen.name}")
     return Answer(record | {"file": str(path)}, f"{report}\nthe whole report: {path}")
 
-# %% ../nbs/94_cli.ipynb #84001c90
+# %% ../nbs/94_cli.ipynb #52d6e5b2
+def answered(outcome: Any) -> Answer:
+    "An outcome of the course as this command's answer."
+    return Answer(outcome.record, outcome.text, outcome.code)
+
+
+def printed(command: Callable[[str], object], exercise: str) -> Answer:
+    "What `command(exercise)` prints, as an answer."
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        command(exercise)
+    return Answer({"exercise": exercise, "text": out.getvalue()}, out.getvalue().rstrip())
+
+
+def start(args: argparse.Namespace, settings: Settings) -> Answer:
+    "Make a folder to study in, with a plan."
+    from gradbook.course import workspace
+
+    return answered(workspace.start(args.folder, args.weeks))
+
+
+def check(args: argparse.Namespace, settings: Settings) -> Answer:
+    "Judge your answers to the exercises."
+    from gradbook.course import workspace
+
+    return answered(workspace.check_answers(args.what or ""))
+
+
+def hint(args: argparse.Namespace, settings: Settings) -> Answer:
+    "The next hint for an exercise."
+    from gradbook.course import core
+
+    return printed(core.hint, args.exercise)
+
+
+def solution(args: argparse.Namespace, settings: Settings) -> Answer:
+    "The solution, after a pass or three tries."
+    from gradbook.course import core
+
+    return printed(core.solution, args.exercise)
+
+
+def progress(args: argparse.Namespace, settings: Settings) -> Answer:
+    "Where you stand, week by week."
+    from gradbook.course import workspace
+
+    return answered(workspace.progress_of())
+
+
+def rebuild(args: argparse.Namespace, settings: Settings) -> Answer:
+    "Write a chapter's module yourself."
+    from gradbook.course import rebuild as course
+
+    if args.check:
+        return answered(course.rebuild_check(args.chapter, later=not args.alone))
+    return answered(course.rebuild(args.chapter, again=args.again))
+
+
+def report(args: argparse.Namespace, settings: Settings) -> Answer:
+    "A page about the week: what was done, and what was hard."
+    from gradbook.course import report as course
+
+    return answered(course.report(week=args.week))
+
+# %% ../nbs/94_cli.ipynb #593bf961
 ABOUT = """\
 gradbook is a book whose code cells are a library: automatic differentiation and
 neural networks, built page by page. This command runs the long jobs of the book.
@@ -204,6 +274,8 @@ examples
   gradbook info                          what is installed, which settings are in force
   gradbook train digits                  train a network on real handwritten digits
   gradbook bench micrograd               measure gradbook against micrograd
+  gradbook start my-course --weeks 6     a folder to study in: notebooks and a plan
+  gradbook check 03.2                    judge your answer to an exercise
 
 Every command explains itself: gradbook train --help. Settings come from variables
 GRADBOOK_..., then from settings.ini in this folder or above, then from the package.
@@ -239,6 +311,65 @@ examples
   gradbook bench
   gradbook bench micrograd               needs: pip install 'gradbook[compare]'
   gradbook bench micrograd --repeat 50 --json
+"""
+
+# %% ../nbs/94_cli.ipynb #c05e5f5b
+START = """\
+Make a folder to study in: the chapters as notebooks with the exercises to fill in,
+and a plan of 4, 6 or 8 weeks. Run it again to add chapters that are new; what you
+have written is never touched.
+
+examples
+  gradbook start                         eight weeks, in the folder gradbook-course
+  gradbook start my-course --weeks 4
+"""
+
+CHECK = """\
+Judge your answers, from inside the folder that `gradbook start` made. Without a name:
+everything you have begun.
+
+examples
+  gradbook check
+  gradbook check 03                      all exercises of chapter 3
+  gradbook check 03.2
+"""
+
+HINT = """\
+Show the next hint for an exercise.
+
+examples
+  gradbook hint 03.2
+"""
+
+SOLUTION = """\
+Show the solution of an exercise, once you have passed it or tried three times.
+
+examples
+  gradbook solution 03.2
+"""
+
+PROGRESS = """\
+Show what you have done, week by week.
+
+examples
+  gradbook progress
+"""
+
+REBUILD = """\
+Write a chapter's module yourself: the file has all names and no bodies. What you have
+written takes the library's place in this folder, function by function.
+
+examples
+  gradbook rebuild 03                    writes rebuild/scalar/value.py
+  gradbook rebuild 03 --check            runs chapter 3 and later ones against it
+"""
+
+REPORT = """\
+Write reports/week-N.md: what you did since the last one, your runs, and space for
+problems and how you solved them. What you wrote there yourself stays.
+
+examples
+  gradbook report
 """
 
 # %% ../nbs/94_cli.ipynb #c022bcca
@@ -287,10 +418,25 @@ def make_parser() -> Parser:
     new = command("bench", bench, BENCH, out)
     new.add_argument("name", nargs="?", metavar="NAME", help="which benchmark; none: list them")
     new.add_argument("--repeat", type=number, default=20, metavar="N", help="rounds (default: 20)")
+    course = command("start", start, START)
+    course.add_argument("folder", nargs="?", type=Path, default=Path("gradbook-course"))
+    course.add_argument("--weeks", type=int, choices=(4, 6, 8), help="default: 8")
+    course = command("check", check, CHECK)
+    course.add_argument("what", nargs="?", metavar="EXERCISE", help="such as 03.2, or 03")
+    for name, run, text in (("hint", hint, HINT), ("solution", solution, SOLUTION)):
+        command(name, run, text).add_argument("exercise", metavar="EXERCISE", help="such as 03.2")
+    command("progress", progress, PROGRESS)
+    course = command("rebuild", rebuild, REBUILD)
+    course.add_argument("chapter", metavar="CHAPTER", help="such as 03")
+    course.add_argument("--check", action="store_true", help="run the chapter against yours")
+    course.add_argument("--alone", action="store_true", help="with --check: no later chapters")
+    course.add_argument("--again", action="store_true", help="begin anew; the old file is kept")
+    course = command("report", report, REPORT)
+    course.add_argument("--week", type=number, metavar="N", help="default: the next one")
     return parser
 
 # %% ../nbs/94_cli.ipynb #926ebb4c
-EXPECTED = (CommandError, SettingsError, MissingExtra)
+EXPECTED = (CommandError, SettingsError, MissingExtra, WorkspaceError, UnknownExercise)
 
 
 def failure(error: Exception) -> str:
@@ -301,6 +447,10 @@ def failure(error: Exception) -> str:
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 # %% ../nbs/94_cli.ipynb #1a1ce1c5
+COMMANDS = ["info", "train", "bench", "start", "check", "hint", "solution"]
+COMMANDS += ["progress", "rebuild", "report"]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     "Run one command and return its exit status."
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -311,12 +461,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         if not arguments[0].startswith("-"):
-            pick("command", arguments[0], ("info", "train", "bench"))
+            pick("command", arguments[0], COMMANDS)
         args = parser.parse_args(arguments)
         settings = load()
         limit_threads(settings.threads)
         answer = args.run(args, settings)
         print(json.dumps(answer.record, indent=2) if args.json else answer.text, flush=True)
+        return int(answer.code)
     except BrokenPipeError:  # `gradbook info | head -1`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -328,4 +479,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         say(f"gradbook: {failure(error)}")
         return 1
-    return 0

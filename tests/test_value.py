@@ -16,7 +16,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gradbook.scalar.numdiff import gradcheck
-from gradbook.scalar.value import DomainError, Value, dot, topological_order, total
+from gradbook.scalar.dual import DomainError
+from gradbook.scalar.value import Value, dot, topological_order, total
 
 numbers = st.floats(-2.0, 2.0).filter(lambda a: a == 0 or abs(a) > 1e-3)
 UNARY = [

@@ -49,7 +49,8 @@ def partial_library(chapter: Path, folder: Path) -> None:
             shutil.copy2(ROOT / file, folder / file)
     for package in {p.parent for p in (folder / "gradbook").rglob("*.py")}:
         (package / "__init__.py").touch()
-    shutil.copytree(ROOT / "gradbook" / "data", folder / "gradbook" / "data", dirs_exist_ok=True)
+    for files in ("data", "course/files"):
+        shutil.copytree(ROOT / "gradbook" / files, folder / "gradbook" / files, dirs_exist_ok=True)
 
 
 def program(chapter: Path) -> str:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from tools import learner
 from tools.notebook import load, source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,11 +51,13 @@ def export() -> None:
             made.add(name)
     add_init(library)
     _build_modidx()
+    learner.write()
 
 
 def differences(before: Path, after: Path) -> list[str]:
-    "Python files that differ between two copies of the package."
-    names = {p.relative_to(d) for d in (before, after) for p in d.rglob("*.py")}
+    "Files written here that differ between two copies of the package."
+    kinds = ("*.py", "course/files/*")
+    names = {p.relative_to(d) for d in (before, after) for kind in kinds for p in d.rglob(kind)}
 
     def same(name: Path) -> bool:
         one, other = before / name, after / name

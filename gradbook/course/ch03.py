@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 
 from .core import Exercise, Question, Quiz
-from ..scalar.value import DomainError, Value, result, topological_order
+from ..scalar.dual import DomainError
+from ..scalar.value import Value, result, topological_order
 
 # %% auto #0
 __all__ = ['questions', 'Atan', 'Hypot', 'doubled', 'CountPaths', 'long_chain', 'OrderByCounting', 'LogSumExp']

@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from .dual import DomainError, evaluate
+
 # %% auto #0
 __all__ = ['next_number', 'N', 'Node', 'result', 'add', 'subtract', 'multiply', 'negative', 'topological_order', 'backward',
-           'zero_grad', 'DomainError', 'evaluate', 'plain', 'divide', 'power', 'exp', 'expm1', 'log', 'log1p', 'sqrt',
-           'sin', 'cos', 'tan', 'logistic', 'sigmoid', 'tanh', 'softplus', 'absolute', 'relu', 'leaky_relu', 'maximum',
-           'minimum', 'Value', 'dot', 'total']
+           'zero_grad', 'plain', 'divide', 'power', 'exp', 'expm1', 'log', 'log1p', 'sqrt', 'sin', 'cos', 'tan',
+           'logistic', 'sigmoid', 'tanh', 'softplus', 'absolute', 'relu', 'leaky_relu', 'maximum', 'minimum', 'Value',
+           'dot', 'total']
 
 # %% ../../nbs/03_value.ipynb #dc614cb6
 next_number = count().__next__  # 0, 1, 2, ...
@@ -113,21 +115,6 @@ def zero_grad(root: Node) -> None:
     "Set `grad` to 0 in `root` and in all it was computed from."
     for node in topological_order(root):
         node.grad = 0.0
-
-# %% ../../nbs/03_value.ipynb #81d96fc4
-class DomainError(ValueError, ZeroDivisionError, OverflowError):
-    "An operation has no value, or no slope, at these numbers."
-
-
-def evaluate(f: Callable[..., float], *args: float) -> float:
-    "`f(*args)` for a function from `math`; raises a DomainError that shows the call."
-    try:
-        return f(*args)
-    except OverflowError:
-        reason = "the result is larger than any float"
-    except ValueError:
-        reason = "not defined there"
-    raise DomainError(f"{f.__name__}({', '.join(map(str, args))}): {reason}")
 
 # %% ../../nbs/03_value.ipynb #c4183717
 def plain(x: Node | float) -> float:
