@@ -6,6 +6,8 @@ import functools
 import http.server
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,3 +50,31 @@ def browser() -> Iterator[object]:
         )
         yield running
         running.close()
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "Wheel and sdist, built from the files git knows."
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--installer", "uv", "-o", str(out), str(source)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode and "Failed to fetch" in done.stderr + done.stdout:
+        pytest.skip(
+            "the package registry cannot be reached, and the build needs setuptools from it"
+        )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return out

@@ -308,9 +308,15 @@ def finish(page: Page) -> None:
     if cells and cells[0]["cell_type"] == "raw":
         cells[0]["source"] = lines(front_matter(page, source(cells[0])))
     if page.number:
-        found = [i for i, c in enumerate(cells) if re.match(r"\*\*You will (build|do|find)\*\*", source(c))]
+        found = [
+            i
+            for i, c in enumerate(cells)
+            if re.match(r"\*\*You will (build|do|find)\*\*", source(c))
+        ]
         if not found:
-            raise BookError(f"{page.path.name}: no line that begins with **You will build**, do or find")
+            raise BookError(
+                f"{page.path.name}: no line that begins with **You will build**, do or find"
+            )
         facts = markdown(f"::: {{.gb-facts}}\n{source(cells[found[0]])}\n:::")
         cells[found[0] : found[0] + 1] = [facts, run_box(page)]
     page.notebook = from_cells(cells)
