@@ -194,3 +194,18 @@ def test_previous_and_next(browser: Any, site_url: str) -> None:
     for text in ("Dual numbers", "A network of numbers"):
         assert page.locator(".page-navigation a", has_text=text).count() == 1
     page.close()
+
+
+def test_quarto_is_used_where_it_is_installed(tmp_path: Path, monkeypatch: Any) -> None:
+    "The official renderer comes first; here a stand-in shows how it is called."
+    from tools import render
+
+    stand_in = tmp_path / "quarto"
+    stand_in.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said\nmkdir -p {tmp_path}/site\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(render, "SITE", tmp_path / "site")
+    monkeypatch.setattr("sys.argv", ["render"])
+    render.main()
+    assert (tmp_path / "said").read_text().split() == ["render", str(render.STAGE), "--no-execute"]
+    assert list((tmp_path / "site" / "notebooks").glob("*.ipynb"))
