@@ -193,7 +193,8 @@ def link_names(text: str, here: Page, home: dict[str, Page]) -> str:
 
     def link(m: re.Match[str]) -> str:
         page = home.get(m[1])
-        if page is None or int(page.number or 0) >= int(here.number or 0) or m[1] in seen:
+        later = page is None or int(page.number or 0) >= int(here.number or 0)
+        if page is None or later or m[1] in seen or m[1] in here.names:
             return m[0]
         seen.add(m[1])
         return f"[`{m[1]}`]({page.href}#def-{m[1]})"

@@ -240,12 +240,12 @@ questions = Quiz(
         wrong={
             "$12 + 10\\varepsilon$": "the product of tangents stands at $\\varepsilon^2$",
             "$12 + 7\\varepsilon$": "adding the tangents is the rule for sums",
-            "$12 + 22\\varepsilon$": "a tangent goes with the *other* factor's primal",
+            "$12 + 22\\varepsilon$": "a tangent goes with the other factor's primal",
         },
     ),
     Question(
         "The slope of $x \\cdot \\frac{d}{dy}(x y)$ at $x = 3$, with $y = 2$, is 6. "
-        "What would the draft of @sec-confusion say?",
+        "What would the draft that got confused say?",
         right="5",
         because="it takes $1 \\cdot 2 + 3 \\cdot 1$ for the inner slope, and this for a constant",
         wrong={

@@ -232,7 +232,7 @@ class Dual(Carrier):
     def __rpow__(self, other: float) -> Any:
         return power(float(other), self)
 
-    exp, expm1, log, log1p, sqrt = exp, expm1, log, log1p, sqrt
+    exp, expm1, log, log1p, sqrt = exp, expm1, log, log1p, sqrt  # methods = functions
     sin, cos, tan, sigmoid, tanh, softplus = sin, cos, tan, sigmoid, tanh, softplus
     relu, leaky_relu, maximum, minimum = relu, leaky_relu, maximum, minimum
 
@@ -321,7 +321,7 @@ def newton(f: Function, x: Number, tol: float = 1e-12, steps: int = 50) -> Any:
     """
     for _ in range(steps):
         y, slope = jvp(f, (x,), (1.0,))
-        step = divide(y, slope)
+        step = divide(y, slope)  # a DomainError if the slope is 0
         x = x - step
         if abs(real(step)) <= tol * max(1.0, abs(real(x))):
             return x
