@@ -32,7 +32,7 @@ lint: .venv/done
 	@$(PY) -m ruff check . && $(PY) -m mypy
 
 lab: .venv/done  ## open the book in JupyterLab, on this machine only, with a token
-	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=nbs
+	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=nbs $(shell test "$$(id -u)" = 0 && echo --allow-root)
 
 serve:           ## serve _site/ on this machine (PORT=8000)
 	@test -d _site || { echo "there is no site yet: make book"; exit 1; }
