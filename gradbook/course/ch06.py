@@ -319,7 +319,7 @@ questions = Quiz(
         right="-10, 0, 10",
         because="they form one block, which stands where its members want to be on average",
         wrong={
-            "0, 10, 20": "only the first has its wish; all 10 higher is nearer in squares",
+            "0, 10, 20": "only the first has its wish; 10 less for each is nearer in squares",
             "0, 0, 0": "they would overlap",
         },
     ),
@@ -357,12 +357,12 @@ mixed = Quiz(
         },
     ),
     Question(
-        "A loss depends on 1,510 weights. All slopes?",
+        "A loss depends on 1,810 weights. All slopes?",
         right="reverse mode, one sweep",
         because="it starts from the one result and reaches every weight",
         wrong={
-            "forward mode": "one sweep a weight: 1,510 of them",
-            "central differences": "3,020 runs of the network, and ten digits at best",
+            "forward mode": "one sweep a weight: 1,810 of them",
+            "central differences": "3,620 runs of the network, and ten digits at best",
         },
     ),
     Question(

@@ -470,7 +470,7 @@ class Drawing:
 # %% ../../nbs/06_draw.ipynb #70a2d6a9
 def spanned(numbers: Iterable[float]) -> str:
     "One number, or the smallest and the largest of several."
-    low, *_, high = sorted(numbers) * 2
+    low, *_, high = sorted(numbers) * 2  # * 2: for a single number too
     return short(low) if low == high else f"{low:.3g} … {high:.3g}"
 
 
