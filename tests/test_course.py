@@ -68,7 +68,10 @@ def test_stub_is_not_started_and_reference_passes(id: str) -> None:
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_every_wrong_solution_fails_and_is_recognised(id: str) -> None:
+def test_every_wrong_solution_fails_and_is_recognised(
+    id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradbook.course.core.PATIENCE", 5.0)  # this machine may be busy
     exercise = EXERCISES[id]
     known = [plain_text(" ".join(w.__doc__.split())) for w in exercise.wrongs().values()]
     times = []
