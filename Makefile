@@ -39,10 +39,12 @@ serve:           ## serve _site/ on this machine (PORT=8000)
 	@echo "http://127.0.0.1:$(PORT)/  (Ctrl-C to stop)"
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _site
 
-bench: .venv/done ## measure gradbook against its peers; the figures go to nbs/results/
-	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book,compare]"
-	@rm -rf build/bench && $(PY) -m gradbook bench micrograd --out build/bench
-	@cp build/bench/bench-micrograd.json nbs/results/bench_micrograd.json
+bench: .venv/peers ## measure gradbook against its peers; the figures go to nbs/results/
+	@rm -rf build/bench
+	@set -e; for name in $$($(PY) -m gradbook bench | cut -d ' ' -f 1); do \
+	    $(PY) -m gradbook bench $$name --out build/bench; \
+	    cp build/bench/bench-$$name.json nbs/results/bench_$$name.json; \
+	done
 
 run: .venv/done  ## run all chapters and store their outputs
 	$(PY) -m tools.notebook run --jobs $(JOBS) nbs/*.ipynb
@@ -60,4 +62,10 @@ clean:           ## remove everything that was built, and the virtual environmen
 	    { rm -rf .venv; echo "Python's venv is missing (Debian: apt install python3-venv)"; exit 1; }
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt uv
 	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book]"
+	@touch $@
+
+# PyTorch through pip, which takes the CPU build that a machine may hold ready; uv would not look there.
+.venv/peers: .venv/done
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book,compare]"
 	@touch $@

@@ -57,7 +57,11 @@ def pick(kind: str, name: str, known: Sequence[str]) -> str:
     raise CommandError(f"there is no {kind} {name!r}; {hint}there are: {', '.join(known)}")
 
 # %% ../nbs/94_cli.ipynb #a9330292
-EXTRAS = {"book": ("nbdev", "matplotlib", "jupyterlab"), "compare": ("micrograd",)}
+EXTRAS = {
+    "book": ("nbdev", "matplotlib", "jupyterlab"),
+    "compare": ("micrograd", "torch", "autograd"),
+    "cuda": ("cupy",),
+}
 
 
 def version_of(package: str) -> str | None:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tools.against_library import modules_of, number
-from tools.notebook import load, source, text_of, write
+from tools.against_library import modules_of
+from tools.notebook import KEY, load, page_name, source, text_of, write
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-CHAPTER_OF = {m: number(p) for p in NOTEBOOKS for m in modules_of(p)}
-SUPPORT = 90  # appendices serve every chapter
+CHAPTER_OF = {m: page_name(p).id for p in NOTEBOOKS for m in modules_of(p)}
+SUPPORT = "90"  # appendices serve every chapter
 
 
 def imports(path: Path) -> set[str]:
@@ -51,7 +51,7 @@ def test_a_chapter_imports_only_earlier_chapters(module: str) -> None:
 
 def test_part_one_needs_only_the_standard_library() -> None:
     for module, chapter in CHAPTER_OF.items():
-        if chapter > 6:
+        if chapter > "06":
             continue
         tree = ast.parse(
             (ROOT / "gradbook" / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
@@ -94,12 +94,22 @@ def test_text_and_notebook_are_one(path: Path) -> None:
     assert write(text_of(notebook), notebook) == notebook
 
 
+def test_a_page_is_named_by_its_id_and_its_slug() -> None:
+    "A chapter's further pages have letters: 9, 9b, 9c, 10."
+    names = ["10_transforms", "09c_linalg", "09_ops.ipynb", "nbs/09b_shape.ipynb", "index.ipynb"]
+    pages = sorted(map(page_name, names))
+    assert [p.id for p in pages] == ["", "09", "09b", "09c", "10"]
+    assert [p.slug for p in pages] == ["index", "ops", "shape", "linalg", "transforms"]
+    assert [p.number for p in pages] == ["", "9", "9b", "9c", "10"]
+    assert KEY.fullmatch("course.ch09b") and not KEY.fullmatch("course.chapters")
+
+
 def test_every_notebook_stands_in_the_contents() -> None:
     parts = yaml.safe_load((ROOT / "nbs" / "contents.yml").read_text(encoding="utf-8"))
     planned = [stem for part in parts for stem in part["chapters"]]
     assert len(planned) == len(set(planned))
     assert {p.stem for p in NOTEBOOKS} <= set(planned)
-    assert [int(s[:2]) for s in planned] == sorted(int(s[:2]) for s in planned)
+    assert planned == sorted(planned)
 
 
 def test_the_stage_configuration_is_committed() -> None:
@@ -109,7 +119,7 @@ def test_the_stage_configuration_is_committed() -> None:
     hrefs = {
         c["href"] for s in sections for c in s["contents"] if isinstance(c, dict) and "href" in c
     }
-    assert {re.sub(r"^\d+_", "", p.name) for p in NOTEBOOKS} <= hrefs
+    assert {f"{page_name(p).slug}.ipynb" for p in NOTEBOOKS} <= hrefs
 
 
 def test_no_file_names_a_machine() -> None:

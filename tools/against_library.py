@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tools.notebook import in_parallel, load, source
+from tools.notebook import in_parallel, load, page_name, source
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPORT = re.compile(r"^#\|\s*exports?(?:[ \t]+([\w.]+))?\s*$", re.M)
@@ -34,14 +34,10 @@ def modules_of(path: Path) -> list[str]:
     return list(dict.fromkeys(own + [m[1] for s in code if (m := EXPORT.search(s)) and m[1]]))
 
 
-def number(path: Path) -> int:
-    return int(path.name[:2])
-
-
 def partial_library(chapter: Path, folder: Path) -> None:
     "Copy the modules of the chapters up to `chapter`, and of the appendices, into `folder`."
     for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
-        if number(path) > max(number(chapter), 0) and number(path) < 90:
+        if page_name(chapter).id < page_name(path).id < "90":
             continue
         for module in modules_of(path):
             file = Path("gradbook") / (module.replace(".", "/") + ".py")

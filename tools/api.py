@@ -96,7 +96,7 @@ def pages(home: dict[str, Page], modules: dict[str, Page]) -> dict[str, str]:
     "All reference pages: file name -> text."
     found: dict[str, str] = {}
     index = []
-    for module, page in sorted(modules.items(), key=lambda m: int(m[1].number or 0)):
+    for module, page in sorted(modules.items(), key=lambda m: m[1].id):
         for name in [module, *side_modules(page)]:
             target = page_of(name).replace(".html", ".qmd")
             if target in found:

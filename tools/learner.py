@@ -16,13 +16,12 @@ from typing import Any
 import yaml
 
 from tools import bibliography
-from tools.notebook import Cell, from_cells, lines, load, source
+from tools.notebook import KEY, Cell, from_cells, lines, load, page_name, source
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ROOT / "gradbook" / "course" / "files"
 EXPORT = re.compile(r"^#\|\s*exports?(?:[ \t]+([\w.]+))?[ \t]*$", re.M)
 DEFAULT = re.compile(r"^#\|\s*default_exp\s+(\S+)", re.M)
-KEY = re.compile(r"course\.ch\d\d")
 TIMING = re.compile(r"^#\|\s*timing\b", re.M)
 DIRECTIVE = re.compile(r"^#\|(?!\s*exercise:).*\n?", re.M)
 RESULT = re.compile(r"results/([\w-]+\.json)")
@@ -38,12 +37,13 @@ Labels = dict[str, str]
 
 
 def chapters() -> list[Path]:
-    return sorted(p for p in (ROOT / "nbs").glob("[0-3][0-9]_*.ipynb") if p.name[:2] != "00")
+    return sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if "" < page_name(p).id < "90")
 
 
 def labels_of(path: Path) -> Labels:
     "What a reference to each label of a chapter is called: Section 3.4, Figure 3.1, ..."
-    number, labels = int(path.name[:2]), {f"ch-{path.stem[3:]}": f"chapter {int(path.name[:2])}"}
+    number = page_name(path).number
+    labels = {f"ch-{page_name(path).slug}": f"chapter {number}"}
     counts = {"fig": 0, "eq": 0}
 
     def add(label: str) -> None:
@@ -67,7 +67,7 @@ def labels_of(path: Path) -> Labels:
     return labels
 
 
-def plain_markdown(text: str, chapter: int, labels: Labels, cites: bibliography.Entries) -> str:
+def plain_markdown(text: str, chapter: str, labels: Labels, cites: bibliography.Entries) -> str:
     "A cell's text without what only the site understands."
 
     def equation(m: re.Match[str]) -> str:
@@ -105,7 +105,7 @@ def learner(path: Path, labels: Labels, cites: bibliography.Entries) -> dict[str
     for cell in notebook["cells"]:
         text, role = source(cell), {}
         if cell["cell_type"] == "markdown":
-            text = plain_markdown(text, int(path.name[:2]), labels, cites)
+            text = plain_markdown(text, page_name(path).number, labels, cites)
             cells.append({**cell, "source": lines(text)})
             if text.startswith("## Exercises"):
                 cells.append(library)
@@ -135,7 +135,7 @@ def learner(path: Path, labels: Labels, cites: bibliography.Entries) -> dict[str
     made = from_cells([dict(sorted(c.items())) for c in cells])
     code = "\n".join(source(c) for c in cells if c["cell_type"] == "code")
     made["metadata"]["gradbook"] = {
-        "chapter": path.name[:2],
+        "chapter": page_name(path).id,
         "modules": modules,
         "results": sorted(set(RESULT.findall(code))),
     }
@@ -151,8 +151,8 @@ def write() -> None:
     "Fill gradbook/course/files/ and take away what no chapter needs any more."
     FILES.mkdir(parents=True, exist_ok=True)
     contents = yaml.safe_load((ROOT / "nbs" / "contents.yml").read_text(encoding="utf-8"))
-    titles = {k: t for part in contents for k, t in part["chapters"].items() if int(k[:2]) < 90}
-    planned = {f"ch-{stem[3:]}": f"chapter {int(stem[:2])}" for stem in titles}
+    titles = {k: t for part in contents for k, t in part["chapters"].items() if k < "90"}
+    planned = {f"ch-{n.slug}": f"chapter {n.number}" for n in map(page_name, titles)}
     labels = planned | {k: v for path in chapters() for k, v in labels_of(path).items()}
     cites = bibliography.load(ROOT / "nbs" / "references.bib")
     made = {"contents.json": json.dumps(titles, indent=1, ensure_ascii=False) + "\n"}

@@ -25,10 +25,30 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Cell = dict[str, Any]
 VOLATILE = re.compile(r"^#\|\s*timing\b", re.M)
+KEY = re.compile(r"course\.ch\d\d[a-z]?")  # the modules with the keys of exercises
+
+
+class PageName(NamedTuple):
+    "09b_shape has the id 09b, by which pages are sorted, and the slug shape."
+
+    id: str  # empty for a page outside the chapters
+    slug: str
+
+    @property
+    def number(self) -> str:
+        "The id as it is shown: 9b."
+        return self.id.lstrip("0")
+
+
+def page_name(path: Path | str) -> PageName:
+    "The id and slug in the name of a notebook, with or without its ending."
+    stem = Path(path).stem
+    found = re.fullmatch(r"(\d\d[a-z]?)_(.+)", stem)
+    return PageName(found[1], found[2]) if found else PageName("", stem)
 
 
 def source(cell: Cell) -> str:

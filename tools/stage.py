@@ -24,14 +24,13 @@ import yaml
 from nbdev.process import Processor
 
 from tools import api, bibliography
-from tools.notebook import Cell, cell_id, from_cells, lines, load, save, source
+from tools.notebook import KEY, Cell, cell_id, from_cells, lines, load, page_name, save, source
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, STAGE = ROOT / "nbs", ROOT / "_proc"
 Part = dict[str, Any]  # an entry of contents.yml: part, about, chapters
 ANCHORS = {"sec": "section", "eq": "equation", "ex": "exercise", "fig": "fig"}
 QUARTO_OPTIONS = {"code-fold", "code-summary", "echo", "output", "include", "label", "column"}
-KEY = re.compile(r"course\.ch\d\d")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]+`|\$\$.*?\$\$)", re.S | re.M)
 REFERENCE = re.compile(r"(?<![\w\\`])@((?:fig|eq|sec|ex|ch)-[\w-]*\w)")
 CITATION = re.compile(r"\[@([\w:-]+(?:; *@[\w:-]+)*)\]")
@@ -58,13 +57,20 @@ class Page:
 
     path: Path  # where it lies in the stage, still with its number
     notebook: dict[str, Any]
-    number: str  # "3", or "" for a page outside the chapters
     module: str  # "scalar.value", or ""
     names: list[str] = field(default_factory=list)  # what its exported cells define
 
     @property
+    def id(self) -> str:
+        return page_name(self.path).id
+
+    @property
+    def number(self) -> str:
+        return page_name(self.path).number
+
+    @property
     def slug(self) -> str:
-        return re.sub(r"^\d+_", "", self.path.stem)
+        return page_name(self.path).slug
 
     @property
     def href(self) -> str:
@@ -88,8 +94,7 @@ def read_pages() -> list[Page]:
         original = load(NBS / path.name)
         exp = re.compile(r"^#\|\s*default_exp\s+(\S+)", re.M)
         found = [m[1] for c in original["cells"] if (m := exp.search(source(c)))]
-        number = m[0].lstrip("0") if (m := re.match(r"\d+", path.stem)) else ""
-        pages.append(Page(path, load(path), number, found[0] if found else ""))
+        pages.append(Page(path, load(path), found[0] if found else ""))
     return pages
 
 
@@ -193,8 +198,7 @@ def link_names(text: str, here: Page, home: dict[str, Page]) -> str:
 
     def link(m: re.Match[str]) -> str:
         page = home.get(m[1])
-        later = page is None or int(page.number or 0) >= int(here.number or 0)
-        if page is None or later or m[1] in seen or m[1] in here.names:
+        if page is None or page.id >= here.id or m[1] in seen or m[1] in here.names:
             return m[0]
         seen.add(m[1])
         return f"[`{m[1]}`]({page.href}#def-{m[1]})"
@@ -341,7 +345,7 @@ def config(pages: list[Page], parts: list[Part]) -> str:
     written = {p.path.stem: p for p in pages}
 
     def entry(stem: str, title: str) -> dict[str, str]:
-        text = f"{int(stem[:2])} · {title}"
+        text = f"{page_name(stem).number} · {title}"
         return (
             {"href": f"{written[stem].slug}.ipynb", "text": text}
             if stem in written
@@ -362,7 +366,7 @@ def book_map(pages: list[Page], parts: list[Part]) -> str:
     written = {p.path.stem: p for p in pages}
 
     def chapter(stem: str, title: str) -> str:
-        text = f"{int(stem[:2])} · {html.escape(title)}"
+        text = f"{page_name(stem).number} · {html.escape(title)}"
         return (
             f'<li><a href="{written[stem].href}">{text}</a></li>'
             if stem in written
@@ -391,8 +395,8 @@ def stage() -> list[Page]:
     parts: list[Part] = yaml.safe_load((NBS / "contents.yml").read_text(encoding="utf-8"))
     planned = {stem for part in parts for stem in part["chapters"]}
     pages = read_pages()
-    to_come = planned - {p.path.stem for p in pages}
-    labels = {f"ch-{stem[3:]}": Label(f"Chapter {int(stem[:2])}", "") for stem in to_come}
+    to_come = map(page_name, planned - {p.path.stem for p in pages})
+    labels = {f"ch-{name.slug}": Label(f"Chapter {name.number}", "") for name in to_come}
     cites = bibliography.load(NBS / "references.bib")
     for page in pages:
         if page.number and page.path.stem not in planned:

@@ -32,7 +32,8 @@ __all__ = ['EXERCISES', 'PATIENCE', 'LARGEST', 'MARK', 'Row', 'MISSING', 'TRIES'
            'results_of', 'names_of', 'timed_out', 'agrees', 'diagnosis', 'windows', 'cell_texts', 'grid_text',
            'grid_html', 'error_curve', 'Result', 'cell_number', 'code_row', 'report', 'comparison', 'error_rows',
            'judge', 'announced', 'not_started', 'changed_note', 'next_help', 'entry', 'failure', 'UnknownExercise',
-           'load', 'chapters', 'find', 'check', 'remember', 'hint', 'solution', 'quiz', 'progress_rows', 'progress']
+           'chapter_of', 'load', 'chapters', 'find', 'check', 'remember', 'hint', 'solution', 'quiz', 'progress_rows',
+           'progress']
 
 # %% ../../nbs/93_course.ipynb #6519e160
 class Exercise:
@@ -447,6 +448,12 @@ class UnknownExercise(LookupError):
     "There is no exercise, or no quiz, of that name."
 
 
+def chapter_of(id: str) -> str:
+    "The chapter of an exercise, as it may be typed: `09b` of `09b.1`, `9b.1`, or `9b`."
+    chapter = id.strip().partition(".")[0]
+    return re.sub(r"^(?=\d(?!\d))", "0", chapter)
+
+
 def load(chapter: str) -> None:
     "Import the keys of one chapter, if it has any."
     module = f"gradbook.course.ch{chapter}"
@@ -461,15 +468,14 @@ def chapters() -> list[str]:
     "The chapters that have exercises; the keys of all are imported."
     package = importlib.import_module("gradbook.course")
     for module in pkgutil.iter_modules(package.__path__):
-        if re.fullmatch(r"ch\d\d", module.name):
+        if re.fullmatch(r"ch\d\d[a-z]?", module.name):
             load(module.name[2:])
-    return sorted({id.partition(".")[0] for id in EXERCISES})
+    return sorted(set(map(chapter_of, EXERCISES)))
 
 
 def find(id: str) -> type[Exercise]:
     "The exercise with this id, such as `03.2`."
-    chapter, _, number = str(id).strip().partition(".")
-    chapter = chapter.zfill(2)
+    chapter, number = chapter_of(str(id)), str(id).strip().partition(".")[2]
     id = f"{chapter}.{number}"
     if id not in EXERCISES:
         load(chapter)

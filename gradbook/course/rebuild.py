@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .core import chapter_of
 from .state import say, write
 from .tracks import code_cells, lesson, packaged, source, written
 from .workspace import Outcome, WorkspaceError, put, workspace_of
@@ -390,7 +391,7 @@ def modules_of(chapter: str) -> list[str]:
 # %% ../../nbs/96_workspace.ipynb #8a3a752b
 def rebuild(chapter: str, folder: Path | str = ".", again: bool = False) -> Outcome:
     "Write a chapter's modules with their bodies out into rebuild/; raises WorkspaceError."
-    root, chapter = workspace_of(folder), chapter.strip().zfill(2)
+    root, chapter = workspace_of(folder), chapter_of(chapter)
     lines, made = [], []
     for module in modules_of(chapter):
         path, name = file_of(root, module), file_of(root, module).relative_to(root).as_posix()
@@ -576,7 +577,7 @@ def rebuild_check(
 
     The exit status is 0 if they pass; `seconds` is for one chapter. Raises WorkspaceError.
     """
-    root, chapter = workspace_of(folder), chapter.strip().zfill(2)
+    root, chapter = workspace_of(folder), chapter_of(chapter)
     state = {m: counts for m, counts in rebuilt(root).items() if m in modules_of(chapter)}
     if not state:
         raise WorkspaceError(f"nothing is rebuilt of chapter {chapter}: gradbook rebuild {chapter}")

@@ -11,6 +11,7 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+from .core import chapter_of
 from .rebuild import rebuilt
 from .state import current, write
 from .tracks import TRACKS, Week, exercises, titles, written
@@ -79,7 +80,8 @@ def sections(root: Path, plan: dict[str, Any], week: Week, fresh: dict[str, list
 
 # %% ../../nbs/96_workspace.ipynb #a9de9694
 def function_of(id: str) -> str:
-    found = [e.function for e in exercises(id[:2]) if e.id == id] if id[:2] in written() else []
+    tasks = exercises(chapter_of(id)) if chapter_of(id) in written() else []
+    found = [e.function for e in tasks if e.id == id]
     return f"`{found[0]}`" if found else ""
 
 

@@ -23,7 +23,7 @@ class Week:
 
     number: int
     title: str
-    chapters: tuple[str, ...]  # "01", "03", ...
+    chapters: tuple[str, ...]  # "01", "03", ... and "09b", a further page of chapter 9
     milestone: str
 
 
@@ -43,13 +43,13 @@ GPT = "A small GPT writes plays after Shakespeare, with a validation loss of 1.8
 TRACKS: dict[int, tuple[Week, ...]] = {
     4: weeks(
         ("One number at a time", "01 03 04 05 06", DIGITS),
-        ("Arrays", "07 08 09 11 12", LOGISTIC),
+        ("Arrays", "07 08 09 09b 09c 11 12", LOGISTIC),
         ("Data and training", "13 14 15 17", "LeNet-5 reads 99 % of MNIST's test digits."),
         ("Attention", "21 22", GPT),
     ),
     6: weeks(
         ("One number at a time", "01 02 03 04 05 06", DIGITS),
-        ("Arrays and first networks", "07 08 09 10 11 12", LOGISTIC),
+        ("Arrays and first networks", "07 08 09 09b 09c 10 11 12", LOGISTIC),
         ("Data and training", "13 14 15 16", MNIST),
         ("Vision and speed", "17 18 24 25 26", "A compiled training step, faster than before."),
         ("Sequences", "19 20 21 22", GPT),
@@ -57,7 +57,7 @@ TRACKS: dict[int, tuple[Week, ...]] = {
     ),
     8: weeks(
         ("One number at a time", "01 02 03 04 05 06", DIGITS),
-        ("Arrays and first networks", "07 08 09 10 11 12", LOGISTIC),
+        ("Arrays and first networks", "07 08 09 09b 09c 10 11 12", LOGISTIC),
         ("Data and training", "13 15", MNIST),
         ("Optimisers, stability, speed", "14 16 24", "A table of optimisers, three seeds each."),
         ("Read and compare", "30 36", "The same problems on every engine at hand, in one table."),
@@ -75,12 +75,13 @@ def packaged(name: str) -> str:
 
 def stems() -> dict[str, str]:
     "The file name of each chapter, written or not: {'01': '01_numdiff', ...}."
-    return {stem[:2]: stem for stem in json.loads(packaged("contents.json"))}
+    return {stem.partition("_")[0]: stem for stem in json.loads(packaged("contents.json"))}
 
 
 def titles() -> dict[str, str]:
     "The title of each chapter."
-    return {stem[:2]: title for stem, title in json.loads(packaged("contents.json")).items()}
+    names = json.loads(packaged("contents.json"))
+    return {chapter: names[stem] for chapter, stem in stems().items()}
 
 
 def written() -> list[str]:

@@ -20,7 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .core import Exercise, Result, UnknownExercise, find, judge, remember
+from .core import Exercise, Result, UnknownExercise, chapter_of, find, judge
+from .core import remember
 from .core import report as judgement
 from .guard import TimeUp, time_limit
 from .state import TooNew, alone, current, write
@@ -309,7 +310,7 @@ def texts(root: Path, exercise: type[Exercise]) -> tuple[str, list[str]]:
     plain = root / "answers" / f"{exercise.id.replace('.', '_')}.py"
     if plain.exists():
         return plain.relative_to(root).as_posix(), [plain.read_text(encoding="utf-8")]
-    stem = stems().get(exercise.id[:2], "")
+    stem = stems().get(chapter_of(exercise.id), "")
     places = notebooks(root, stem)
     if not places:
         raise WorkspaceError(f"{root} has no {stem}.ipynb; `gradbook start {root}` brings it back")
@@ -327,7 +328,7 @@ def answer_of(root: Path, exercise: type[Exercise]) -> Any:
     "What the learner wrote for an exercise; whatever it raises when it is defined comes through."
     file, cells = texts(root, exercise)
     names: dict[str, Any] = {"__name__": "__main__"}
-    for module in lesson(exercise.id[:2])["metadata"]["gradbook"]["modules"]:
+    for module in lesson(chapter_of(exercise.id))["metadata"]["gradbook"]["modules"]:
         names |= {k: v for k, v in vars(import_module(f"gradbook.{module}")).items() if k[0] != "_"}
     future = False
     for number, code in enumerate(cells):
@@ -385,7 +386,7 @@ def check_answers(what: str = "", folder: Path | str = ".") -> Outcome:
             result = judge_saved(root, exercise)
             keep(result, counts=True)
             return Outcome(result.text, {"exercises": [as_record(result)]}, int(not result.passed))
-        chapters = [what.zfill(2)] if what else planned(plan)
+        chapters = [chapter_of(what)] if what else planned(plan)
         results = list(judge_all(root, chapters, asked=bool(what)))
     begun = [r for r in results if r.status != "not started"]
     lines = [line_of(r) for r in begun] or ["nothing is begun yet; README.md says how to begin"]
