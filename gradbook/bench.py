@@ -13,9 +13,10 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -24,7 +25,8 @@ from typing import Any, TypeVar
 __all__ = ['THREAD_VARIABLES', 'Runner', 'BENCHMARKS', 'Race', 'duration', 'Timing', 'timing', 'clock', 'enough_calls', 'quiet',
            'processor', 'cores', 'machine', 'limit_threads', 'threads', 'as_text', 'as_html', 'Comparison', 'compare',
            'measure', 'MissingExtra', 'Row', 'rows_of', 'Report', 'Benchmark', 'benchmark', 'moons_training',
-           'moons_race', 'micrograd_race']
+           'moons_race', 'micrograd_race', 'peer', 'torch_alike', 'report_of', 'mean_ratio', 'chain', 'chain_race',
+           'eager_race', 'there_and_back', 'large_race', 'arrays_race', 'random_race']
 
 # %% ../nbs/92_bench.ipynb #16493ab7
 def duration(seconds: float) -> str:
@@ -264,8 +266,9 @@ class Report:
         return {**record, "rows": [asdict(r) for r in self.rows], **facts}
 
     def __str__(self) -> str:
+        width = max(16, *(len(r.case) for r in self.rows))
         lines = [
-            f"{r.case:16} {r.engine:12} {duration(r.median_s):>9}"
+            f"{r.case:{width}} {r.engine:12} {duration(r.median_s):>9}"
             f"  ({duration(r.low_s)} to {duration(r.high_s)})"
             for r in self.rows
         ]
@@ -390,3 +393,168 @@ def micrograd_race(repeat: int = 20) -> Report:
         },
         summary=summary,
     )
+
+# %% ../nbs/92_bench.ipynb #7e776b01
+def peer(name: str) -> Any:
+    "A library to compare with, imported; raises MissingExtra."
+    try:
+        return import_module(name)
+    except ImportError:
+        lack = f"this benchmark needs {name.partition('.')[0]}, which is not installed"
+        raise MissingExtra(f"{lack}: pip install 'gradbook[compare]'") from None
+
+
+def torch_alike() -> Any:
+    "PyTorch, with as many threads as we have ourselves; raises MissingExtra."
+    torch = peer("torch")
+    torch.set_num_threads(threads())
+    return torch
+
+
+def report_of(
+    name: str, races: Mapping[str, Comparison], peers: Sequence[str], summary: str, **facts: Any
+) -> Report:
+    "A report about several comparisons, one per case."
+    from gradbook import __version__
+
+    own = {"python": platform.python_version(), "gradbook": __version__}
+    rows = tuple(row for case, times in races.items() for row in rows_of(case, times))
+    known = {p: version(p) for p in ("numpy", *peers)}
+    first = next(iter(races.values()))
+    return Report(name, first.machine, first.threads, own | known, rows, facts, summary)
+
+
+def mean_ratio(rows: Iterable[Row], engine: str) -> float:
+    "The geometric mean of gradbook's time over that of `engine`."
+    return statistics.geometric_mean(row.ratio for row in rows if row.engine == engine)
+
+# %% ../nbs/92_bench.ipynb #0a99d8e6
+def chain(x: Any, a: Any, b: Any) -> Any:
+    "1,000 operations: 500 multiplications and 500 additions in turn."
+    for _ in range(500):
+        x = x * a + b
+    return x
+
+
+def chain_race(leaves: int, repeat: int) -> tuple[Comparison, Comparison]:
+    "The chain forward, and forward and back, when the first 1 or all 3 of its inputs want a slope."
+    import numpy as np
+
+    from gradbook.tensor.core import Tensor
+
+    torch, make_vjp = torch_alike(), peer("autograd").make_vjp
+    array = np.linspace(0.1, 0.9, 64, dtype=np.float32).reshape(8, 8)
+    ones, tensor_of_ones = np.ones_like(array), torch.ones(8, 8)
+    ours = [Tensor(array, requires_grad=k < leaves) for k in range(3)]
+    theirs = [torch.tensor(array, requires_grad=k < leaves) for k in range(3)]
+    given, fixed = (array,) * leaves, (array,) * (3 - leaves)
+    hips = make_vjp(lambda x: chain(*x, *fixed))
+    forward = compare(
+        repeat=repeat,
+        collector=True,
+        gradbook=lambda: chain(*ours),
+        torch=lambda: chain(*theirs),
+        autograd=lambda: hips(given),
+    )
+    both = compare(
+        repeat=repeat,
+        collector=True,
+        gradbook=lambda: chain(*ours).backward(ones),
+        torch=lambda: chain(*theirs).backward(tensor_of_ones),
+        autograd=lambda: hips(given)[0](ones),
+    )
+    return forward, both
+
+
+@benchmark("eager", "overhead: 1,000 multiplications and additions of 8 x 8 numbers, and back")
+def eager_race(repeat: int = 20) -> Report:
+    "gradbook, PyTorch and HIPS autograd on small arrays; raises MissingExtra."
+    races = {}
+    for leaves, words in ((1, "one leaf"), (3, "three leaves")):
+        races[f"forward, {words}"], races[f"and back, {words}"] = chain_race(leaves, repeat)
+    ratios = [
+        f"{case} {mean_ratio(rows_of(case, times), 'torch'):.2f}" for case, times in races.items()
+    ]
+    summary = f"gradbook's time over PyTorch's: {'; '.join(ratios)}"
+    return report_of("eager", races, ("torch", "autograd"), summary, operations=1000)
+
+# %% ../nbs/92_bench.ipynb #ad8e4500
+def there_and_back(operation: Callable[..., Any], inputs: Sequence[Any], g: Any) -> None:
+    "One operation forward and backward, with fresh gradients."
+    for x in inputs:
+        x.grad = None
+    operation(*inputs).backward(g)
+
+
+def large_race(
+    ours: Callable[..., Any], theirs: Callable[..., Any], arrays: Sequence[Any], g: Any, repeat: int
+) -> Comparison:
+    "One operation on large arrays, both ways, given the cotangent `g`; the gradients must agree."
+    import numpy as np
+
+    from gradbook.tensor.core import Tensor
+
+    torch = torch_alike()
+    x = [Tensor(a, requires_grad=True) for a in arrays]
+    t = [torch.tensor(a, requires_grad=True) for a in arrays]
+    g_torch = None if g is None else torch.tensor(g)
+    times = compare(
+        repeat=repeat,
+        collector=True,
+        gradbook=lambda: there_and_back(ours, x, g),
+        torch=lambda: there_and_back(theirs, t, g_torch),
+    )
+    for a, b in zip(x, t, strict=True):
+        np.testing.assert_allclose(np.asarray(a.grad), b.grad.numpy(), rtol=1e-3, atol=1e-3)
+    return times
+
+
+@benchmark("arrays", "throughput: operations on 4 million numbers and a matrix product, and back")
+def arrays_race(repeat: int = 20) -> Report:
+    "gradbook and PyTorch on large arrays, forward and backward; raises MissingExtra."
+    from gradbook.tensor import core, elementwise, random, reduce
+
+    torch = torch_alike()
+    keys = random.split(random.key(0), 3)
+    x, y, g = (random.normal(k, (4000, 1000)) for k in keys)
+    a, b, c = (random.normal(k, (1024, 1024)) for k in keys)
+    races = {
+        "add": large_race(core.add, torch.add, (x, y), g, repeat),
+        "multiply": large_race(core.multiply, torch.mul, (x, y), g, repeat),
+        "exp": large_race(core.exp, torch.exp, (x,), g, repeat),
+        "tanh": large_race(elementwise.tanh, torch.tanh, (x,), g, repeat),
+        "sum": large_race(core.sum, torch.sum, (x,), None, repeat),
+        "softmax": large_race(
+            partial(reduce.softmax, axis=1), partial(torch.softmax, dim=1), (x,), g, repeat
+        ),
+        "matmul": large_race(core.matmul, torch.matmul, (a, b), c, repeat),
+    }
+    rows = [row for case, times in races.items() for row in rows_of(case, times)]
+    ratio = mean_ratio(rows, "torch")
+    summary = f"gradbook takes {ratio:.2f} times as long as PyTorch (geometric mean)"
+    return report_of("arrays", races, ("torch",), summary, geometric_mean=ratio)
+
+# %% ../nbs/92_bench.ipynb #445bd65c
+@benchmark("random", "10 million float32 numbers, uniform and normal")
+def random_race(repeat: int = 20) -> Report:
+    "The counter-based generator against NumPy's default, PCG64, on one thread."
+    import numpy as np
+
+    from gradbook.tensor import random
+
+    count, key, numpys = 10_000_000, random.key(0), np.random.default_rng(0)
+    races = {
+        "uniform": compare(
+            repeat=repeat,
+            gradbook=lambda: random.uniform(key, count, dtype="float32"),
+            numpy=lambda: numpys.random(count, dtype=np.float32),
+        ),
+        "normal": compare(
+            repeat=repeat,
+            gradbook=lambda: random.normal(key, count, dtype="float32"),
+            numpy=lambda: numpys.standard_normal(count, dtype=np.float32),
+        ),
+    }
+    rate = count / races["uniform"]["gradbook"].median / 1e6
+    summary = f"gradbook draws {rate:.0f} million uniform numbers a second, on one core"
+    return report_of("random", races, (), summary, millions_a_second=rate)

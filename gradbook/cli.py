@@ -29,10 +29,10 @@ from .settings import KNOBS, Settings, SettingsError, load
 
 # %% auto #0
 __all__ = ['EXTRAS', 'TASKS', 'ABOUT', 'INFO', 'TRAIN', 'BENCH', 'START', 'CHECK', 'HINT', 'SOLUTION', 'PROGRESS', 'REBUILD',
-           'REPORT', 'EXPECTED', 'COMMANDS', 'Answer', 'CommandError', 'pick', 'version_of', 'digits_state', 'info',
-           'info_text', 'writable', 'keep', 'say', 'train_digits', 'train', 'bench', 'answered', 'printed', 'start',
-           'check', 'hint', 'solution', 'progress', 'rebuild', 'report', 'number', 'Parser', 'make_parser', 'failure',
-           'main']
+           'REPORT', 'EXPECTED', 'COMMANDS', 'Answer', 'CommandError', 'pick', 'version_of', 'digits_state',
+           'device_states', 'info', 'info_text', 'writable', 'keep', 'say', 'train_digits', 'train', 'bench',
+           'answered', 'printed', 'start', 'check', 'hint', 'solution', 'progress', 'rebuild', 'report', 'number',
+           'Parser', 'make_parser', 'failure', 'main']
 
 # %% ../nbs/94_cli.ipynb #61935483
 @dataclass(frozen=True)
@@ -81,6 +81,19 @@ def digits_state() -> str:
     except Exception as error:
         return str(error)
 
+
+def device_states() -> dict[str, str]:
+    "Which devices can compute here, or why not."
+    if version_of("numpy") is None:
+        return {"cpu": "plain Python: NumPy is not installed"}
+    from gradbook.tensor.backend import DeviceError, count_gpus
+
+    try:
+        gpus = count_gpus("cuda")
+    except DeviceError as error:
+        return {"cpu": "ready", "cuda": str(error)}
+    return {"cpu": "ready", "cuda": f"{gpus} GPU{'s' if gpus > 1 else ''}"}
+
 # %% ../nbs/94_cli.ipynb #c8aa2c35
 def info(args: argparse.Namespace, settings: Settings) -> Answer:
     "What is installed, and what is in force."
@@ -100,6 +113,7 @@ def info(args: argparse.Namespace, settings: Settings) -> Answer:
         "numpy": version_of("numpy"),
         "settings": knobs,
         "extras": {extra: not names for extra, names in missing.items()},
+        "devices": device_states(),
         "data": {"digits": digits_state()},
     }
     return Answer(record, info_text(record, missing))
@@ -120,7 +134,8 @@ def info_text(record: dict[str, Any], missing: dict[str, list[str]]) -> str:
     for extra, names in missing.items():
         get = f"{', '.join(names)} missing: pip install 'gradbook[{extra}]'"
         lines.append(f"  {extra:14} {get if names else 'installed'}")
-    lines += ["", "data", *(f"  {name:14} {state}" for name, state in record["data"].items())]
+    for block in ("devices", "data"):
+        lines += ["", block, *(f"  {name:14} {state}" for name, state in record[block].items())]
     return "\n".join(lines)
 
 # %% ../nbs/94_cli.ipynb #68a6463a

@@ -115,7 +115,9 @@ def test_the_thread_setting_reaches_the_libraries(monkeypatch):
 
 def test_bench_lists(capsys):
     assert cli.main(["bench", "--json"]) == 0
-    assert [b["name"] for b in json.loads(capsys.readouterr().out)["benchmarks"]] == ["micrograd"]
+    assert [b["name"] for b in json.loads(capsys.readouterr().out)["benchmarks"]] == [
+        *("micrograd", "eager", "arrays", "random"),
+    ]
 
 
 def test_bench_writes_the_report(capsys, monkeypatch):

@@ -204,7 +204,7 @@ class Unmix(Exercise):
     id, stars, minutes = "07.5", 3, 30
     function = "unmix"
     hints = (
-        "After a round, $c_3$ is the lower half of $M_0$ times the old $c_0$. That gives the old $c_0$.",
+        "After a round, $c_3$ is the lower half of $M_0$ times the old $c_0$: solve for that.",
         "With the old $c_0$ and $c_2$ both products are known, and so are their upper halves.",
         "An exclusive or is undone by another one. Begin with the key of the last round.",
     )
@@ -262,7 +262,7 @@ class Unmix(Exercise):
 questions = Quiz(
     "07",
     Question(
-        "`x` is a NumPy array of dtype float32, and `y = asarray(x)`. You write `y[0] = 5`. What is `x[0]`?",
+        "`x` is a float32 array of NumPy and `y = asarray(x)`. After `y[0] = 5`, what is `x[0]`?",
         right="5",
         because="nothing had to change, so `asarray` shares the memory",
         wrong={
@@ -286,7 +286,7 @@ questions = Quiz(
         because="number `i` depends on the key and `i`, and on nothing else",
         wrong={
             "nothing": "that takes two keys: `a, b = split(k)`",
-            "all that fit, in another order": "there is no order to change: number `i` is number `i`",
+            "all that fit, in another order": "number `i` is number `i`, in any draw",
         },
     ),
     Question(
@@ -295,7 +295,7 @@ questions = Quiz(
         because="the promise is below 1, and `log(1 - u)` relies on it",
         wrong={
             "24 bits are faster": "the shift is one more operation",
-            "the lower bits are not random": "that was RANDU; Philox's are as good as the upper ones",
+            "the lower bits are not random": "that was RANDU; Philox's are as good as any",
             "float32 has 8 bits for the sign": "one for the sign, eight for the exponent",
         },
     ),
