@@ -70,7 +70,7 @@ __all__ = ['ARRAYS', 'TRANSFORMS', 'TENSORS', 'DEVICES', 'ERRORS', 'nearest', 'l
            'unique_inverse', 'unique_values', 'unstack', 'var', 'vecdot', 'where', 'zeros', 'zeros_like']
 
 # %% ../nbs/90_package.ipynb #e0155d1f
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import gradbook
 from gradbook import bench, cli
 from gradbook.scalar import neural
 
@@ -48,7 +49,8 @@ def test_info_as_a_command_from_another_folder():
     run = command("info", "--json")
     record = json.loads(run.stdout)
     assert (run.returncode, run.stderr) == (0, "")
-    assert record["gradbook"] == "0.1.0" and record["data"]["digits"] == "1797 images, checked"
+    assert record["gradbook"] == gradbook.__version__ and record["devices"]["cpu"] == "ready"
+    assert record["data"]["digits"] == "1797 images, checked"
     assert record["settings"]["seed"] == {"value": 0, "from": "default"}
     host = platform.node()
     assert not host or host not in run.stdout

@@ -293,7 +293,7 @@ questions = Quiz(
     ),
     Question(
         "A loss has 1,000,000 weights. What does one Hessian-vector product cost?",
-        right="a few times the loss",
+        right="about ten times the loss",
         because="it is one tangent pushed through one gradient",
         wrong={
             "a million times the loss": "that is the whole Hessian, a million such products",

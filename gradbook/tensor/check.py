@@ -30,9 +30,9 @@ from gradbook.tensor.core import (
 )
 
 # %% auto #0
-__all__ = ['ORDERS', 'Arrays', 'Scalar', 'Row', 'slope_along', 'normal', 'backward_error', 'relative', 'Trial', 'weigh',
-           'is_shape', 'check_primitive', 'check_example', 'describe', 'four_errors', 'GradientTable', 'as_line',
-           'size_of', 'gradient_table']
+__all__ = ['ORDERS', 'Arrays', 'Scalar', 'Row', 'slope_along', 'normal', 'backward_error', 'relative', 'tangents_of', 'Trial',
+           'weigh', 'is_shape', 'check_primitive', 'check_example', 'describe', 'four_errors', 'GradientTable',
+           'as_line', 'size_of', 'gradient_table']
 
 # %% ../../nbs/09_ops.ipynb #c291df3a
 ORDERS = ("VJP", "JVP", "VJP of VJP", "VJP of JVP")
@@ -52,7 +52,7 @@ class Row:
         "Whether all errors are below 1e-6; what has no floats as a result needs no slopes."
         return not self.trouble and builtins.all(e < 1e-6 for e in self.errors)
 
-# %% ../../nbs/09_ops.ipynb #b78657d2
+# %% ../../nbs/09_ops.ipynb #de5eca10
 Arrays = Sequence[np.ndarray[Any, Any]]
 Scalar = Callable[[Sequence[Tensor]], Tensor]
 
@@ -66,7 +66,7 @@ def slope_along(f: Scalar, arrays: Arrays, along: Arrays, h: float = 1e-3) -> fl
     with no_grad():
         return (8.0 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12.0 * h)
 
-
+# %% ../../nbs/09_ops.ipynb #5c92b5c7
 def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     return np.asarray(rng.normal(size=shape))
 
@@ -91,7 +91,20 @@ def relative(terms: Arrays, measured: float, value: float) -> float:
     distance = builtins.abs(found - measured) / size
     return distance if isfinite(distance) else inf
 
-# %% ../../nbs/09_ops.ipynb #e7d4be7a
+# %% ../../nbs/09_ops.ipynb #91671662
+def tangents_of(p: Primitive, ts: Sequence[Any], out: Any, inputs: Any, params: Any) -> list[Any]:
+    "The tangent of each result of `p`, given those of its inputs (None where there is none)."
+    if p.jvp_all:
+        found = p.jvp_all(tuple(ts), out, *inputs, **params)
+        return list(found) if isinstance(found, tuple) else [found]
+    if not p.jvps:
+        raise GraphError("has no rule for tangents")
+    total: Any = wrap(np.zeros(out.shape))
+    for t, rule in zip(ts, p.jvps):
+        total = total if t is None else total + rule(t, out, *inputs, **params)
+    return [total]
+
+# %% ../../nbs/09_ops.ipynb #2693711b
 class Trial:
     "A primitive and an example, as a function of its random inputs."
 
@@ -128,21 +141,13 @@ class Trial:
 
     def tangents(self, given: Sequence[Tensor], by: Sequence[Tensor]) -> list[Any]:
         "What the rules of forward mode say: the tangent of each result."
-        p, params, inputs = self.primitive, self.example.params, self.inputs(given)
+        inputs = self.inputs(given)
         ts: list[Tensor | None] = [None] * len(inputs)
         for k, moved in zip(self.places, self.moved(given, by)):
             ts[k] = moved
         outs = self.outputs(inputs)
-        out: Any = outs if len(outs) > 1 else outs[0]
-        if p.jvp_all:
-            found = p.jvp_all(tuple(ts), out, *inputs, **params)
-            return list(found) if isinstance(found, tuple) else [found]
-        if not p.jvps:
-            raise GraphError("has no rule for tangents")
-        total: Any = wrap(np.zeros(out.shape))
-        for t, rule in zip(ts, p.jvps):
-            total = total if t is None else total + rule(t, out, *inputs, **params)
-        return [total]
+        out = outs if len(outs) > 1 else outs[0]
+        return tangents_of(self.primitive, ts, out, inputs, self.example.params)
 
 # %% ../../nbs/09_ops.ipynb #0f5add55
 def weigh(values: Sequence[Any], weights: Sequence[Any]) -> Tensor:

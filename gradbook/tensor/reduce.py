@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from .backend import as_dtype, default_dtype, float16, float32, namespace
+from .backend import as_dtype, default_dtype, float16, namespace
 from gradbook.tensor.core import (
     Operation,
     ShapeError,
@@ -34,7 +34,7 @@ from gradbook.tensor.core import (
 from .elementwise import BLOCK, LARGE, equal, not_equal, where
 
 # %% auto #0
-__all__ = ['Axis', 'spread', 'kept_axes', 'reduced', 'floated', 'winners', 'extremum_vjp', 'extremum_jvp', 'max', 'min',
+__all__ = ['Axis', 'kept_axes', 'spread', 'reduced', 'floated', 'winners', 'extremum_vjp', 'extremum_jvp', 'max', 'min',
            'mean_vjp', 'mean', 'centre', 'freedom', 'var_vjp', 'var_jvp', 'var', 'half_inverse', 'std_vjp', 'std_jvp',
            'std', 'all', 'any', 'count_nonzero', 'position', 'argmax', 'argmin', 'slice_of', 'piece', 'padded',
            'piece_vjp', 'padded_vjp', 'padded_jvp', 'shifted', 'backwards', 'cumsum', 'cumprod', 'recurrence',
@@ -44,19 +44,17 @@ __all__ = ['Axis', 'spread', 'kept_axes', 'reduced', 'floated', 'winners', 'extr
            'log_softmax_down', 'log_softmax_up', 'total_along', 'log_softmax', 'logsumexp']
 
 # %% ../../nbs/09_ops.ipynb #0e5e33e8
-def spread(x: Any, axis: int | tuple[int, ...], shape: tuple[int, ...]) -> Any:
-    "A reduced tensor with its axes back, stretched to `shape`."
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    kept = tuple(1 if k in axes else n for k, n in enumerate(shape))
-    return broadcast_to(reshape(x, shape=kept), shape=shape)
-
-
 def kept_axes(x: Any, axis: int | tuple[int, ...], shape: tuple[int, ...]) -> Any:
     "A reduced tensor with its axes back, of length 1."
     axes = axis if isinstance(axis, tuple) else (axis,)
     return reshape(x, shape=tuple(1 if k in axes else n for k, n in enumerate(shape)))
 
 
+def spread(x: Any, axis: int | tuple[int, ...], shape: tuple[int, ...]) -> Any:
+    "A reduced tensor with its axes back, stretched to `shape`."
+    return broadcast_to(kept_axes(x, axis, shape), shape=shape)
+
+# %% ../../nbs/09_ops.ipynb #ca1d01a1
 def reduced(
     f: Operation, x: Tensor, axis: Any, keepdims: bool, needed: bool = False, **params: Any
 ) -> Tensor:
@@ -123,10 +121,7 @@ for f in (_max, _min):
 @primitive
 def _mean(xp: Any, x: Any, *, axis: tuple[int, ...]) -> Any:
     count = prod_of(x.shape[k] for k in axis)
-    wide = float32 if x.dtype == float16 else None  # the sum may be too large for float16
-    total = x.sum(axis=axis, dtype=wide)
-    mean = total / count if count else total * math.nan
-    return mean.astype(x.dtype) if wide else mean
+    return x.mean(axis=axis) if count else x.sum(axis=axis) * math.nan
 
 
 def mean_vjp(g: Any, out: Any, x: Any, axis: tuple[int, ...]) -> Any:
@@ -143,7 +138,7 @@ def mean(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     "The mean along `axis`; of no elements, NaN."
     return reduced(_mean, as_tensor(x), axis, keepdims)
 
-# %% ../../nbs/09_ops.ipynb #01837660
+# %% ../../nbs/09_ops.ipynb #29cb9466
 @primitive
 def centre(xp: Any, x: Any, *, axis: tuple[int, ...]) -> Any:
     "What is left of `x` when its mean along `axis` is taken away."
@@ -161,9 +156,9 @@ def _var(xp: Any, x: Any, *, axis: tuple[int, ...], correction: float) -> Any:
     free = builtins.max(count - correction, 0)
     return total / free if free else total * math.inf  # 0 * inf is NaN
 
-
+# %% ../../nbs/09_ops.ipynb #adcad42d
 def freedom(x: Any, axis: tuple[int, ...], correction: float) -> float:
-    "How many numbers may still vary when the mean is known; infinitely small if none."
+    "1 over the divisor of the variance; NaN if that is not positive."
     free = prod_of(x.shape[k] for k in axis) - correction
     return 1.0 / free if free > 0 else math.nan
 
@@ -369,7 +364,7 @@ def recurrence(xp: Any, a: Any, b: Any, *, axis: int, reverse: bool = False) -> 
         y[i] = a[i] * y[i - 1] + b[i] if i else b[0]
     return xp.moveaxis(backwards(y, 0, reverse), 0, axis)
 
-# %% ../../nbs/09_ops.ipynb #21842937
+# %% ../../nbs/09_ops.ipynb #37cc7a08
 def other_way(g: Any, a: Any, axis: int, reverse: bool) -> Any:
     "The transpose of the recurrence: cotangents are collected from the other end."
     return recurrence(shifted(a, axis, not reverse), g, axis=axis, reverse=not reverse)
@@ -389,6 +384,12 @@ cumsum.def_vjps(
 cumsum.def_linear()
 cumprod.def_vjps(cumprod_vjp)
 cumprod.def_jvps(cumprod_jvp)
+for f in (cumsum, cumprod):
+    f.example((2, 4), axis=1)
+    f.example((3, 2), axis=0, reverse=True)
+cumprod.example((5,), axis=0, through=lambda x: multiply(x, np.array([1.0, 0.0, 1.0, 0.0, 1.0])))
+
+# %% ../../nbs/09_ops.ipynb #29572039
 recurrence.def_vjps(
     lambda g, out, a, b, axis, reverse=False: multiply(
         shifted(out, axis, reverse), other_way(g, a, axis, reverse)
@@ -401,11 +402,6 @@ recurrence.def_jvps(
     ),
     lambda t, out, a, b, axis, reverse=False: recurrence(a, t, axis=axis, reverse=reverse),
 )
-
-for f in (cumsum, cumprod):
-    f.example((2, 4), axis=1)
-    f.example((3, 2), axis=0, reverse=True)
-cumprod.example((5,), axis=0, through=lambda x: multiply(x, np.array([1.0, 0.0, 1.0, 0.0, 1.0])))
 recurrence.example((2, 4), (2, 4), axis=1)
 recurrence.example((3, 2), (3, 2), axis=0, reverse=True)
 
@@ -468,7 +464,7 @@ def diff(
         out = cast(Tensor, (not_equal if out.dtype == bool else subtract)(later, earlier))
     return out
 
-# %% ../../nbs/09_ops.ipynb #b8b6dfa6
+# %% ../../nbs/09_ops.ipynb #519e9950
 @primitive
 def _prod(xp: Any, x: Any, *, axis: int) -> Any:
     return x.prod(axis=axis)
@@ -486,7 +482,7 @@ _prod.def_jvps(lambda t, out, x, axis: reduce_sum(multiply(t, others(x, axis)), 
 _prod.example((2, 3), axis=1)
 _prod.example((3, 2), axis=0, through=lambda x: multiply(x, np.array([[1.0], [0.0], [1.0]])))
 
-
+# %% ../../nbs/09_ops.ipynb #22d9bc5d
 def flattened(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, int]:
     "Some axes made into one, which goes last, and its number."
     if len(axes) == 1:
@@ -525,9 +521,9 @@ def by_rows(f: Callable[..., Any], axis: int, *arrays: Any) -> Any:
         f(*pieces, along, target)
     return out
 
-# %% ../../nbs/09_ops.ipynb #ebe16780
+# %% ../../nbs/09_ops.ipynb #206bde0e
 def row_sums(x: Any, axis: int) -> Any:
-    "The sums along an axis, which stays; of rows by a product with ones, which is twice as fast."
+    "The sums along an axis, which stays; of rows by a product with ones, which is faster."
     if x.ndim == 2 and axis == 1 and x.dtype != float16 and x.shape[1] < BLOCK:
         return x @ namespace(x).ones((x.shape[1], 1), dtype=x.dtype)
     return x.sum(axis=axis, keepdims=True)
@@ -622,7 +618,7 @@ def log_softmax_up(xp: Any, t: Any, y: Any, *, axis: int) -> Any:
     "t - sum(e^y * t): the tangent."
     return by_rows(log_softmax_up_rows, axis, t, y)
 
-# %% ../../nbs/09_ops.ipynb #9e3b8c43
+# %% ../../nbs/09_ops.ipynb #194a288b
 def total_along(x: Any, axis: int) -> Any:
     return kept_axes(reduce_sum(x, axis=(axis,)), axis, x.shape)
 
@@ -650,7 +646,7 @@ _log_softmax.example((2, 3, 2), axis=1)
 log_softmax_down.example((3, 4), (3, 4), axis=1)
 log_softmax_up.example((3, 4), (3, 4), axis=1)
 
-
+# %% ../../nbs/09_ops.ipynb #03cfade6
 def log_softmax(x: Any, /, *, axis: int = -1) -> Tensor:
     "The logarithm of `softmax`, in one go."
     x = floated(x)

@@ -57,15 +57,14 @@ from gradbook.tensor.tree import (
 
 # %% auto #0
 __all__ = ['next_level', 'running', 'RESULTS', 'Values', 'Mapped', 'Params', 'warned', 'FAMILIES', 'RULES', 'Running',
-           'new_level', 'TransformError', 'Inner', 'bare', 'Dual', 'carried', 'with_tangent', 'pushed', 'as_leaves',
-           'as_leaf', 'argument_names', 'floats_only', 'results_of', 'pair', 'filled', 'alike', 'jvp', 'moving',
-           'parted', 'tracked', 'settled', 'lifted', 'swept', 'chosen', 'replaced', 'single_number', 'value_and_grad',
-           'grad', 'joined', 'Pullback', 'vjp', 'linearize', 'recorded_too', 'through_vjp', 'Blurred', 'Batched',
-           'at_once', 'aligned', 'leveled', 'spaced', 'shifted', 'stretched', 'everywhere', 'examples_in', 'lengthened',
-           'permuted', 'windowed', 'multiplied', 'indexed', 'told_apart', 'numbered', 'to_front', 'from_front',
-           'VmapFallbackWarning', 'looped', 'searched', 'unknown_shape', 'batch_rule', 'vmap', 'placed', 'one_size',
-           'gathered', 'basis', 'Task', 'task', 'by_rows', 'by_columns', 'jacfwd', 'jacrev', 'jacobian', 'hessian',
-           'hvp']
+           'new_level', 'TransformError', 'Inner', 'Dual', 'carried', 'with_tangent', 'pushed', 'as_leaves', 'as_leaf',
+           'argument_names', 'floats_only', 'results_of', 'pair', 'filled', 'alike', 'moving', 'parted', 'jvp',
+           'tracked', 'settled', 'lifted', 'chosen', 'replaced', 'single_number', 'value_and_grad', 'grad', 'joined',
+           'Pullback', 'vjp', 'linearize', 'recorded_too', 'through_vjp', 'Blurred', 'Batched', 'at_once', 'aligned',
+           'leveled', 'spaced', 'shifted', 'stretched', 'everywhere', 'examples_in', 'lengthened', 'permuted',
+           'windowed', 'multiplied', 'to_front', 'from_front', 'indexed', 'told_apart', 'numbered',
+           'VmapFallbackWarning', 'looped', 'searched', 'unknown_shape', 'batch_rule', 'placed', 'one_size', 'gathered',
+           'vmap', 'basis', 'Task', 'task', 'by_rows', 'by_columns', 'jacfwd', 'jacrev', 'jacobian', 'hessian', 'hvp']
 
 # %% ../../nbs/10_transforms.ipynb #1489900e
 class Running(threading.local):
@@ -105,10 +104,6 @@ class Inner(Tensor):
         "`x` as a constant of this level."
         raise NotImplementedError
 
-    def bare(self) -> Tensor:
-        "The same without any history, on whatever level."
-        raise NotImplementedError
-
     def at_work(self) -> None:
         "Raise TransformError if the transform has ended."
         if self.level not in running.levels:
@@ -120,11 +115,6 @@ class Inner(Tensor):
     def assign_(self, value: Any) -> Tensor:
         "Refused: what a transform hands to a function does not change."
         raise GraphError(f"assign_: {self!r} is an argument of {self.transform}, not a leaf")
-
-
-def bare(x: Tensor) -> Tensor:
-    "Without any history, on whatever level."
-    return x.bare() if isinstance(x, Inner) else wrap(x.data)
 
 # %% ../../nbs/10_transforms.ipynb #5faf8f3b
 class Dual(Inner):
@@ -156,10 +146,6 @@ class Dual(Inner):
     def detach(self) -> Tensor:
         "A constant with this value: no history and no tangent."
         return cast(Tensor, self.primal.detach())
-
-    def bare(self) -> Tensor:
-        moved = None if self.tangent is None else bare(self.tangent)
-        return Dual(bare(self.primal), moved, self.level)
 
     def _alias(self) -> Tensor:
         return Dual(self.primal, self.tangent, self.level)
@@ -283,6 +269,25 @@ def alike(t: Any, x: Tensor, name: str) -> Tensor:
         raise ShapeError(f"{name} has shape {t.shape}; what it belongs to has shape {x.shape}")
     return t if t.dtype == x.dtype else cast(Tensor, astype(t, dtype=x.dtype))
 
+# %% ../../nbs/10_transforms.ipynb #fbd0c829
+def moving(primals: Any, tangents: Any) -> tuple[list[Tensor], list[Tensor], Structure]:
+    "The leaves of primals and tangents, checked."
+    for name, given in (("primals", primals), ("tangents", tangents)):
+        if type(given) not in (tuple, list):
+            raise TransformError(f"jvp: {name} must be a tuple with one entry per argument: (x,)")
+    xs, structure = as_leaves(tuple(primals), "jvp", range(len(primals)))
+    floats_only(xs, structure, "jvp", range(len(primals)))
+    leaves = tree_match(structure, tuple(tangents), "jvp: tangents")
+    paths = tree_paths(structure)
+    return xs, [alike(t, x, f"jvp: tangent {p}") for t, x, p in zip(leaves, xs, paths)], structure
+
+
+def parted(x: Tensor, level: int) -> tuple[Tensor, Tensor]:
+    "A result without its tangent of `level`, and this tangent."
+    if type(x) is Dual and x.level == level:
+        return x.primal, filled(x.primal, 0) if x.tangent is None else x.tangent
+    return x, filled(x, 0)
+
 # %% ../../nbs/10_transforms.ipynb #df65d533
 def jvp(
     f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False
@@ -302,25 +307,6 @@ def jvp(
         aux = tree_map(lambda x: parted(x, level)[0] if isinstance(x, Tensor) else x, aux)
     value, moved = (tree_unflatten(outputs, [p[k] for p in parts]) for k in (0, 1))
     return (value, moved, aux) if has_aux else (value, moved)
-
-# %% ../../nbs/10_transforms.ipynb #fbd0c829
-def moving(primals: Any, tangents: Any) -> tuple[list[Tensor], list[Tensor], Structure]:
-    "The leaves of primals and tangents, checked."
-    for name, given in (("primals", primals), ("tangents", tangents)):
-        if type(given) not in (tuple, list):
-            raise TransformError(f"jvp: {name} must be a tuple with one entry per argument: (x,)")
-    xs, structure = as_leaves(tuple(primals), "jvp", range(len(primals)))
-    floats_only(xs, structure, "jvp", range(len(primals)))
-    leaves = tree_match(structure, tuple(tangents), "jvp: tangents")
-    paths = tree_paths(structure)
-    return xs, [alike(t, x, f"jvp: tangent {p}") for t, x, p in zip(leaves, xs, paths)], structure
-
-
-def parted(x: Tensor, level: int) -> tuple[Tensor, Tensor]:
-    "A result without its tangent of `level`, and this tangent."
-    if type(x) is Dual and x.level == level:
-        return x.primal, filled(x.primal, 0) if x.tangent is None else x.tangent
-    return x, filled(x, 0)
 
 # %% ../../nbs/10_transforms.ipynb #7be7b415
 def tracked(x: Tensor, fresh: Sequence[Tensor]) -> bool:
@@ -342,16 +328,6 @@ def lifted(x: Tensor) -> Tensor:
         return x
     level, kind = list(running.levels.items())[-1]
     return x if x.level == level else kind.lift(x, level)
-
-
-def swept(
-    root: Tensor, g: Any, wanted: Sequence[Tensor], record: bool, keep: bool = True
-) -> dict[Tensor, Tensor]:
-    "The cotangents of the wanted variables, given the cotangent `g` of `root`."
-    if not running.levels:
-        return sweep(root, g, wanted, keep=keep, create_graph=record, stop=True)
-    found = sweep(root, g, wanted, create_graph=True, stop=True)
-    return found if record else {x: bare(d) for x, d in found.items()}
 
 # %% ../../nbs/10_transforms.ipynb #6f2acc9c
 def chosen(args: tuple[Any, ...], argnums: int | tuple[int, ...], who: str) -> tuple[int, ...]:
@@ -406,7 +382,7 @@ def value_and_grad(
         single_number(value)
         aux = tree_map(lambda x: settled(x, fresh), aux)
         record = state.recording and tracked(value, fresh)
-        found = swept(value, filled(value, 1), fresh, record, keep=has_aux)
+        found = sweep(value, filled(value, 1), fresh, keep=has_aux, create_graph=record, stop=True)
         found_or_zero = [found[x] if x in found else filled(x, 0) for x in fresh]
         gradient = tree_unflatten(structure, found_or_zero)
         value = value if record else value._alias()
@@ -457,7 +433,7 @@ class Pullback(NamedTuple):
         rows = zip(leaves, self.outs, tree_paths(self.outputs))
         gs = tuple(alike(g, out, f"vjp: cotangent {path}") for g, out, path in rows)
         record = state.recording and (any(g._needs for g in gs) or tracked(self.root, self.fresh))
-        found = swept(self.root, gs, self.fresh, record)
+        found = sweep(self.root, gs, self.fresh, keep=True, create_graph=record, stop=True)
         back = [found[x] if x in found else filled(x, 0) for x in self.fresh]
         return cast("tuple[Any, ...]", tree_unflatten(self.inputs, back))
 
@@ -498,7 +474,8 @@ def linearize(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., 
         leaves = tree_match(back.inputs, tangents, "linearize: tangents")
         rows = zip(leaves, back.fresh, paths)
         ts = tuple(alike(t, x, f"linearize: tangent {path}") for t, x, path in rows)
-        found = swept(root, ts, gs, recorded_too(root, ts, gs))
+        record = recorded_too(root, ts, gs)
+        found = sweep(root, ts, gs, keep=True, create_graph=record, stop=True)
         moved = [found[g] if g in found else filled(g, 0) for g in gs]
         return tree_unflatten(back.outputs, moved)
 
@@ -531,7 +508,8 @@ def through_vjp(
             back = [None if t is None else r(g, out, *primals, **params) for r, t in rules]
     pairs = [(d, t) for d, t in zip(back, tangents) if t is not None and d is not None and d._needs]
     root, ts = joined([d for d, _ in pairs]), tuple(t for _, t in pairs)
-    found = swept(root, ts, gs, recorded_too(root, ts, gs))
+    record = recorded_too(root, ts, gs)
+    found = sweep(root, ts, gs, keep=True, create_graph=record, stop=True)
     moved = tuple(found.get(x) for x in gs)
     return moved if several else moved[0]
 
@@ -597,9 +575,6 @@ class Batched(Inner):
     def detach(self) -> Tensor:
         "The same values, as constants."
         return Batched(self.value.detach(), self.level, self.mapped)
-
-    def bare(self) -> Tensor:
-        return Batched(bare(self.value), self.level, self.mapped)
 
     def _alias(self) -> Tensor:
         return Batched(self.value, self.level, self.mapped)
@@ -706,6 +681,19 @@ def multiplied(primitive: Primitive, values: Values, mapped: Mapped, params: Par
     x, y = leveled(values, mapped)
     return multiply(x, y) if x.shape[-1] == 1 else matrix_multiply(x, y)
 
+# %% ../../nbs/10_transforms.ipynb #076ac96e
+def to_front(x: Tensor, axis: int) -> Tensor:
+    "That axis becomes the first one."
+    others = [k for k in range(x.ndim) if k != axis]
+    return permute_dims(x, axes=(axis, *others)) if axis else x
+
+
+def from_front(x: Tensor, axis: int) -> Tensor:
+    "The first axis goes to that place."
+    order = list(range(1, x.ndim))
+    order.insert(axis, 0)
+    return permute_dims(x, axes=tuple(order)) if axis else x
+
 # %% ../../nbs/10_transforms.ipynb #21a9560e
 def indexed(primitive: Primitive, values: Values, mapped: Mapped, params: Params) -> Any:
     "Reading and writing at index arrays; the number of the example is one more of them."
@@ -739,19 +727,6 @@ def numbered(indices: Values, size: int) -> Values:
     with place.active():
         turn = wrap(place.xp.arange(size).reshape(size, *(1,) * (depth - 1)))
     return (turn, *indices)
-
-# %% ../../nbs/10_transforms.ipynb #076ac96e
-def to_front(x: Tensor, axis: int) -> Tensor:
-    "That axis becomes the first one."
-    others = [k for k in range(x.ndim) if k != axis]
-    return permute_dims(x, axes=(axis, *others)) if axis else x
-
-
-def from_front(x: Tensor, axis: int) -> Tensor:
-    "The first axis goes to that place."
-    order = list(range(1, x.ndim))
-    order.insert(axis, 0)
-    return permute_dims(x, axes=tuple(order)) if axis else x
 
 # %% ../../nbs/10_transforms.ipynb #58d47edd
 class VmapFallbackWarning(UserWarning):
@@ -809,33 +784,6 @@ def batch_rule(primitive: Primitive, params: Params) -> Rule:
     usual = aligned if primitive.elementwise else shifted if "axis" in params else looped
     return primitive.batch or RULES.get(primitive.name, usual)
 
-# %% ../../nbs/10_transforms.ipynb #e6171d90
-def vmap(f: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
-    """A function that applies `f` to every example, all at once.
-
-    `in_axes`: along which axis of the arguments the examples lie; a number, None for what is the
-    same for all, a tuple with one entry for each argument by place, or trees of them. `out_axes`:
-    the same for the results. Options by keyword are handed on as they are.
-    Raises TransformError, ShapeError, StructureError.
-    """
-
-    @wraps(f)
-    def run(*args: Any, **options: Any) -> Any:
-        leaves, structure = as_leaves(args, "vmap", range(len(args)))
-        names = argument_names(structure, range(len(args)))
-        given = zip(tree_spread(in_axes, structure, "vmap: in_axes"), leaves, names)
-        axes = [placed(a, x, f"vmap: in_axes of {name}") for a, x, name in given]
-        size = one_size(leaves, axes, names)
-        with new_level(Batched) as level:
-            rows = zip(leaves, axes)
-            inside = [x if a is None else Batched(to_front(x, a), level) for x, a in rows]
-            outs, outputs = results_of(f(*tree_unflatten(structure, inside), **options), "vmap")
-            places = tree_spread(out_axes, outputs, "vmap: out_axes")
-            done = [gathered(x, a, size, level) for x, a in zip(outs, places)]
-        return tree_unflatten(outputs, done)
-
-    return run
-
 # %% ../../nbs/10_transforms.ipynb #6d8dcfb0
 def placed(axis: Any, x: Tensor, name: str) -> int | None:
     "An axis counted from the front; raises if there is none such."
@@ -871,6 +819,33 @@ def gathered(x: Tensor, axis: Any, size: int, level: int) -> Tensor:
     if not differs:
         value = broadcast_to(value, shape=(size, *value.shape))
     return from_front(value, cast(int, placed(axis, value, "vmap: out_axes")))
+
+# %% ../../nbs/10_transforms.ipynb #e6171d90
+def vmap(f: Callable[..., Any], in_axes: Any = 0, out_axes: Any = 0) -> Callable[..., Any]:
+    """A function that applies `f` to every example, all at once.
+
+    `in_axes`: along which axis of the arguments the examples lie; a number, None for what is the
+    same for all, a tuple with one entry for each argument by place, or trees of them. `out_axes`:
+    the same for the results. Options by keyword are handed on as they are.
+    Raises TransformError, ShapeError, StructureError.
+    """
+
+    @wraps(f)
+    def run(*args: Any, **options: Any) -> Any:
+        leaves, structure = as_leaves(args, "vmap", range(len(args)))
+        names = argument_names(structure, range(len(args)))
+        given = zip(tree_spread(in_axes, structure, "vmap: in_axes"), leaves, names)
+        axes = [placed(a, x, f"vmap: in_axes of {name}") for a, x, name in given]
+        size = one_size(leaves, axes, names)
+        with new_level(Batched) as level:
+            rows = zip(leaves, axes)
+            inside = [x if a is None else Batched(to_front(x, a), level) for x, a in rows]
+            outs, outputs = results_of(f(*tree_unflatten(structure, inside), **options), "vmap")
+            places = tree_spread(out_axes, outputs, "vmap: out_axes")
+            done = [gathered(x, a, size, level) for x, a in zip(outs, places)]
+        return tree_unflatten(outputs, done)
+
+    return run
 
 # %% ../../nbs/10_transforms.ipynb #95e970af
 def basis(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 # %% auto #0
 __all__ = ['KINDS', 'STAR', 'Kind', 'register', 'dict_kind', 'kind_of', 'dataclass_kind', 'field_names', 'Structure', 'Star',
-           'tree_flatten', 'StructureError', 'tree_unflatten', 'grown', 'tree_match', 'in_order', 'outline', 'tree_map',
+           'tree_flatten', 'StructureError', 'tree_unflatten', 'grown', 'outline', 'tree_match', 'in_order', 'tree_map',
            'tree_leaves', 'tree_paths', 'tree_spread']
 
 # %% ../../nbs/10_transforms.ipynb #e34defb2
@@ -139,6 +139,15 @@ def grown(structure: Structure, leaves: Iterator[Any]) -> Any:
     put = cast(Kind, kind_of(structure.cls)).put
     return put(structure.context, [grown(child, leaves) for child in structure.children])
 
+# %% ../../nbs/10_transforms.ipynb #27d900e3
+def outline(tree: Any) -> str:
+    "The uppermost level of a tree in words."
+    if isinstance(tree, dict):
+        return f"a dict with the keys {', '.join(map(repr, tree)) or '(none)'}"
+    if type(tree) in (list, tuple):
+        return f"a {type(tree).__name__} of length {len(cast(Any, tree))}"
+    return "a leaf" if tree is STAR else "None" if tree is None else f"a {type(tree).__name__}"
+
 # %% ../../nbs/10_transforms.ipynb #ae3a3312
 def tree_match(
     structure: Structure, tree: Any, where: str = "tree_match", path: str = ""
@@ -164,15 +173,6 @@ def in_order(structure: Structure, tree: Any) -> tuple[Sequence[Any], Any]:
     if structure.cls in (dict, OrderedDict) and set(context) == set(structure.context):
         return [tree[key] for key in structure.context], structure.context
     return children, context
-
-# %% ../../nbs/10_transforms.ipynb #27d900e3
-def outline(tree: Any) -> str:
-    "The uppermost level of a tree in words."
-    if isinstance(tree, dict):
-        return f"a dict with the keys {', '.join(map(repr, tree)) or '(none)'}"
-    if type(tree) in (list, tuple):
-        return f"a {type(tree).__name__} of length {len(cast(Any, tree))}"
-    return "a leaf" if tree is STAR else "None" if tree is None else f"a {type(tree).__name__}"
 
 # %% ../../nbs/10_transforms.ipynb #38199ee4
 def tree_map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
