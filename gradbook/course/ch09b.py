@@ -24,7 +24,7 @@ class Windows(Exercise):
     tolerance = 1e-12
     hints = (
         "Which element of `x` stands in row `i`, column `j`? Number `i + j`.",
-        "`np.arange(m)[:, None] + np.arange(n)` is the whole table of numbers.",
+        "`np.arange(rows)[:, None] + np.arange(n)` is the whole table of numbers.",
     )
 
     def run(answer, values, n):

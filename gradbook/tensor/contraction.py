@@ -25,11 +25,11 @@ from gradbook.tensor.core import (
 from .linalg import diagonal
 
 # %% auto #0
-__all__ = ['Term', 'Pair', 'EinsumError', 'parsed', 'spelled', 'measured', 'optimal_order', 'best_splits', 'greedy_order',
+__all__ = ['Term', 'Pair', 'EinsumError', 'spelled', 'parsed', 'measured', 'best_splits', 'optimal_order', 'greedy_order',
            'Arrangement', 'arranged', 'spread_out', 'Step', 'step', 'rearranged', 'contracted', 'steps_of', 'Plan',
            'planned', 'prepared', 'einsum', 'einsum_path']
 
-# %% ../../nbs/09c_linalg.ipynb #149933f5
+# %% ../../nbs/09c_linalg.ipynb #1e1d9187
 Term = tuple[str, ...]  # the letters of one tensor; an axis under "..." is a number, 0 for the last
 
 
@@ -37,6 +37,12 @@ class EinsumError(ShapeError):
     "An equation that makes no sense, or doesn't fit its operands."
 
 
+def spelled(term: str, hidden: int) -> Term:
+    "A term letter by letter, with numbers for the axes under its ellipsis."
+    before, dots, after = term.partition("...")
+    return (*before, *(map(str, reversed(range(hidden))) if dots else ()), *after)
+
+# %% ../../nbs/09c_linalg.ipynb #4cc38953
 def parsed(equation: str, ndims: Sequence[int]) -> tuple[list[Term], Term]:
     "The letters of each operand and of the result."
     text = equation.replace(" ", "")
@@ -69,12 +75,6 @@ def parsed(equation: str, ndims: Sequence[int]) -> tuple[list[Term], Term]:
             raise EinsumError(f"einsum: {equation!r}: {c!r} is in the result, but in no operand")
     return inputs, output
 
-
-def spelled(term: str, hidden: int) -> Term:
-    "A term letter by letter, with numbers for the axes under its ellipsis."
-    before, dots, after = term.partition("...")
-    return (*before, *(map(str, reversed(range(hidden))) if dots else ()), *after)
-
 # %% ../../nbs/09c_linalg.ipynb #f904debb
 def measured(
     equation: str, inputs: Sequence[Term], shapes: Sequence[tuple[int, ...]]
@@ -97,31 +97,7 @@ def measured(
             first.setdefault(c, k)
     return sizes
 
-# %% ../../nbs/09c_linalg.ipynb #47196279
-Pair = tuple[int, int]
-
-
-def optimal_order(terms: Sequence[Term], output: Term, sizes: Mapping[str, int]) -> list[Pair]:
-    """Which two to contract, step by step, for the fewest multiply-adds: up to 3**n trials.
-
-    The operands are number 0, 1, ..., n - 1, the results of the steps n, n + 1, ...
-    """
-    bits = {c: 1 << k for k, c in enumerate(sizes)}
-    letters = [builtins.sum(bits[c] for c in term) for term in terms]
-    split = best_splits(letters, builtins.sum(bits[c] for c in output), list(sizes.values()))
-    groups = [(1 << len(terms)) - 1]
-    for group in groups:
-        if group & (group - 1):  # more than one bit
-            groups += [split[group], group ^ split[group]]
-    number = {1 << k: k for k in range(len(terms))}
-    order: list[Pair] = []
-    for group in reversed(groups):
-        if group not in number:
-            order.append((number[group ^ split[group]], number[split[group]]))
-            number[group] = len(terms) + len(order) - 1
-    return order
-
-
+# %% ../../nbs/09c_linalg.ipynb #a30cdf4b
 def best_splits(letters: Sequence[int], result: int, sizes: Sequence[int]) -> list[int]:
     "For each set of operands one half of its cheapest last contraction. All sets are bits."
 
@@ -146,6 +122,30 @@ def best_splits(letters: Sequence[int], result: int, sizes: Sequence[int]) -> li
         if trials:
             cost[group], split[group] = builtins.min(trials)
     return split
+
+# %% ../../nbs/09c_linalg.ipynb #390fd43e
+Pair = tuple[int, int]
+
+
+def optimal_order(terms: Sequence[Term], output: Term, sizes: Mapping[str, int]) -> list[Pair]:
+    """Which two to contract, step by step, for the fewest multiply-adds: up to 3**n trials.
+
+    The operands are number 0, 1, ..., n - 1, the results of the steps n, n + 1, ...
+    """
+    bits = {c: 1 << k for k, c in enumerate(sizes)}
+    letters = [builtins.sum(bits[c] for c in term) for term in terms]
+    split = best_splits(letters, builtins.sum(bits[c] for c in output), list(sizes.values()))
+    groups = [(1 << len(terms)) - 1]
+    for group in groups:
+        if group & (group - 1):  # more than one bit
+            groups += [split[group], group ^ split[group]]
+    number = {1 << k: k for k in range(len(terms))}
+    order: list[Pair] = []
+    for group in reversed(groups):
+        if group not in number:
+            order.append((number[group ^ split[group]], number[split[group]]))
+            number[group] = len(terms) + len(order) - 1
+    return order
 
 # %% ../../nbs/09c_linalg.ipynb #48ce1e56
 def greedy_order(terms: Sequence[Term], output: Term, sizes: Mapping[str, int]) -> list[Pair]:
@@ -194,7 +194,7 @@ def spread_out(
     axes = tuple(term.index(c) for c in out if c in term)
     return Arrangement(axes, tuple(sizes[c] if c in term else 1 for c in out))
 
-# %% ../../nbs/09c_linalg.ipynb #6a42dd07
+# %% ../../nbs/09c_linalg.ipynb #287d8cfc
 class Step(NamedTuple):
     "One contraction of two tensors: how to arrange both, multiply, and arrange the result."
 
@@ -207,7 +207,7 @@ class Step(NamedTuple):
     shape: tuple[int, ...]
     axes: tuple[int, ...]
 
-
+# %% ../../nbs/09c_linalg.ipynb #96adbccb
 def step(
     pair: Pair, a: Term, b: Term, kept: set[str], output: Term, sizes: Mapping[str, int]
 ) -> Step:
@@ -264,7 +264,7 @@ def steps_of(
         here[len(terms) + len(steps) - 1] = steps[-1].terms[2]
     return steps
 
-# %% ../../nbs/09c_linalg.ipynb #02ef1bef
+# %% ../../nbs/09c_linalg.ipynb #006ffef6
 class Plan(NamedTuple):
     "How an equation will be computed, for operands of certain shapes."
 
@@ -300,7 +300,7 @@ class Plan(NamedTuple):
         title = f"{self.equation}   multiply-adds".rjust(width + digits + 2)
         return "\n".join([title, *(f"{a:<{width}}  {b:>{digits}}" for a, b in rows)])
 
-
+# %% ../../nbs/09c_linalg.ipynb #4be2ffa3
 @lru_cache(maxsize=1024)
 def planned(equation: str, shapes: tuple[tuple[int, ...], ...]) -> Plan:
     "The plan of an equation for these shapes, made once."
@@ -317,7 +317,7 @@ def planned(equation: str, shapes: tuple[tuple[int, ...], ...]) -> Plan:
     steps = steps_of(terms, output, sizes, search(terms, output, sizes))
     return Plan(equation, sizes, tuple(inputs), tuple(terms), output, tuple(steps))
 
-# %% ../../nbs/09c_linalg.ipynb #05cde03c
+# %% ../../nbs/09c_linalg.ipynb #bf9c02cb
 def prepared(x: Tensor, letters: Term, wanted: Term, sizes: Mapping[str, int]) -> Tensor:
     "`x` with the axes `wanted`: axes of 1 dropped, diagonals of repeated letters, the rest summed."
     if letters == wanted:
@@ -337,7 +337,7 @@ def prepared(x: Tensor, letters: Term, wanted: Term, sizes: Mapping[str, int]) -
     term = [c for c in term if c in wanted]
     return rearranged(x, tuple(map(term.index, wanted)), tuple(sizes[c] for c in wanted))
 
-
+# %% ../../nbs/09c_linalg.ipynb #b23f2f52
 def einsum(equation: str, /, *operands: Any) -> Tensor:
     """The product of the operands, summed over letters not in the result: `"ij,jk->ik"`.
 

@@ -34,6 +34,22 @@ from gradbook.tensor.backend import (
     transfer,
 )
 
+# %% auto #0
+__all__ = ['new', 'next_number', 'NO_PARAMS', 'FLOATS', 'Hook', 'Rule', 'TABLE', 'NUMBERS', 'FLOAT32', 'state', 'watchers',
+           'PART', 'ndarray', 'FREED', 'by_number', 'last_assignment', 'HERE', 'OURS', 'Operation', 'Tensor', 'wrap',
+           'as_tensor', 'methods', 'shown', 'Primitive', 'Example', 'evaluate', 'tidy', 'ShapeError', 'GraphError',
+           'AnomalyError', 'explained', 'clash', 'State', 'no_grad', 'enable_grad', 'bind', 'operand', 'recorded',
+           'note', 'part', 'results', 'unary', 'binary', 'primitive', 'operation', 'several', 'add', 'subtract',
+           'multiply', 'divide', 'negative', 'identity', 'floats', 'exp', 'log', 'astype', 'to_device', 'reshape',
+           'broadcast_to', 'permute_dims', 'reduce_sum', 'matrix_multiply', 'unbroadcast', 'slope_vjp', 'slope_jvp',
+           'scaled', 'sum_vjp', 'swapped', 'matmul_vjp_y', 'axes_of', 'sum', 'matmul', 'mismatch', 'flipped', 'detach',
+           'numpy', 'item', 'tolist', 'as_numpy', 'without_history', 'to', 'length', 'as_python', 'matrix_transposed',
+           'transposed', 'copied', 'reduced', 'reach', 'between', 'total', 'hooked', 'sweep', 'quiet_anomalies',
+           'checked', 'constant', 'zeros_like', 'rules_at', 'backward', 'seed', 'gradients', 'register_hook',
+           'check_unchanged', 'assign_', 'custom_vjp', 'checkpoint', 'variable', 'detect_anomaly', 'Anomalies',
+           'trouble_in', 'faults', 'described', 'place', 'inside']
+
+# %% ../../nbs/08_tensor.ipynb #f0553450
 if TYPE_CHECKING:
 
     class Methods:
@@ -73,32 +89,21 @@ if TYPE_CHECKING:
 else:
     Methods = object
 
-# %% auto #0
-__all__ = ['new', 'next_number', 'NO_PARAMS', 'FLOATS', 'Hook', 'Rule', 'TABLE', 'NUMBERS', 'FLOAT32', 'state', 'watchers',
-           'ndarray', 'FREED', 'PART', 'by_number', 'last_assignment', 'HERE', 'OURS', 'ShapeError', 'GraphError',
-           'AnomalyError', 'Tensor', 'wrap', 'as_tensor', 'methods', 'shown', 'Example', 'Primitive', 'evaluate',
-           'tidy', 'explained', 'clash', 'State', 'no_grad', 'enable_grad', 'quiet_anomalies', 'bind', 'operand',
-           'recorded', 'note', 'part', 'results', 'unary', 'binary', 'Operation', 'primitive', 'operation', 'several',
-           'add', 'subtract', 'multiply', 'divide', 'negative', 'identity', 'exp', 'log', 'astype', 'to_device',
-           'reshape', 'broadcast_to', 'permute_dims', 'reduce_sum', 'matrix_multiply', 'unbroadcast', 'slope_vjp',
-           'slope_jvp', 'scaled', 'sum_vjp', 'swapped', 'matmul_vjp_y', 'axes_of', 'sum', 'matmul', 'mismatch',
-           'flipped', 'detach', 'numpy', 'item', 'tolist', 'as_numpy', 'without_history', 'to', 'length', 'as_python',
-           'matrix_transposed', 'transposed', 'copied', 'reduced', 'reach', 'between', 'sweep', 'total', 'hooked',
-           'rules_at', 'checked', 'constant', 'zeros_like', 'check_unchanged', 'backward', 'gradients', 'seed',
-           'register_hook', 'assign_', 'custom_vjp', 'checkpoint', 'variable', 'detect_anomaly', 'Anomalies',
-           'trouble_in', 'faults', 'described', 'place', 'inside']
 
-# %% ../../nbs/08_tensor.ipynb #1a7aef75
-class ShapeError(ValueError):
-    "Shapes that don't fit; the message names the operation and the shapes."
+class Operation(Protocol):
+    "A primitive as a function of tensors, arrays and numbers; its `def_...` fill in the rules."
 
+    primitive: Primitive
+    __name__: str
+    def_vjps: Callable[..., None]
+    def_vjp_all: Callable[..., None]
+    def_jvps: Callable[..., None]
+    def_jvp_all: Callable[..., None]
+    def_linear: Callable[[], None]
+    def_slopes: Callable[..., None]
+    example: Callable[..., None]
 
-class GraphError(RuntimeError):
-    "A sweep that can't be done: nothing recorded, freed already, or a value reassigned since."
-
-
-class AnomalyError(ArithmeticError):
-    "The first NaN or infinity under `detect_anomaly()`: the operation, its line, its inputs."
+    def __call__(self, *inputs: Any, **params: Any) -> Any: ...
 
 # %% ../../nbs/08_tensor.ipynb #2cb86229
 new = object.__new__
@@ -199,7 +204,7 @@ class Tensor(Methods):
 
 Hook: TypeAlias = Callable[[Tensor], "Tensor | None"]
 
-# %% ../../nbs/08_tensor.ipynb #af40d6ec
+# %% ../../nbs/08_tensor.ipynb #ac8ffc7e
 def wrap(array: Any) -> Tensor:
     "A tensor around `array`, without a copy and without a history."
     out = new(Tensor)
@@ -215,7 +220,7 @@ def as_tensor(x: Any) -> Tensor:
     "`x` itself if it is a tensor; an array, a number or nested lists become a constant."
     return x if isinstance(x, Tensor) else wrap(asarray(x))
 
-
+# %% ../../nbs/08_tensor.ipynb #6d823c2a
 def methods(**functions: Any) -> None:
     "Make functions methods of `Tensor`."
     for name, function in functions.items():
@@ -237,17 +242,7 @@ def shown(x: Tensor) -> str:
 
 methods(__repr__=shown)
 
-# %% ../../nbs/08_tensor.ipynb #914608aa
-class Example(NamedTuple):
-    "Inputs to try a primitive on; a tuple of ints is a shape: random floats from `low` to `high`."
-
-    inputs: tuple[Any, ...]
-    params: Mapping[str, Any]
-    low: float
-    high: float
-    through: Callable[..., Any] | None  # makes the inputs from the random ones: distinct, say
-
-
+# %% ../../nbs/08_tensor.ipynb #0c2a624c
 class Primitive:
     "An operation: its name, how to compute it, and what differentiating it means."
 
@@ -302,11 +297,21 @@ class Primitive:
         "Inputs to try this primitive on: a shape means random floats between `low` and `high`."
         self.examples.append(Example(inputs, params, low, high, through))
 
+# %% ../../nbs/08_tensor.ipynb #ec7bbf83
+class Example(NamedTuple):
+    "Inputs to try a primitive on; a tuple of ints is a shape: random floats from `low` to `high`."
+
+    inputs: tuple[Any, ...]
+    params: Mapping[str, Any]
+    low: float
+    high: float
+    through: Callable[..., Any] | None  # makes the inputs from the random ones: distinct, say
+
 
 Rule: TypeAlias = Callable[..., Any]
 TABLE: dict[str, Primitive] = {}  # every primitive of the library, by name
 
-# %% ../../nbs/08_tensor.ipynb #7def1d92
+# %% ../../nbs/08_tensor.ipynb #b54819ca
 NUMBERS = frozenset({int, float, bool})  # plain numbers stay what they are and take any dtype
 FLOAT32 = np.dtype("float32")
 
@@ -334,6 +339,18 @@ def tidy(data: Any, primitive: Primitive, arrays: Sequence[Any]) -> Any:
     if data.dtype in given:
         return data
     return data.astype(np.result_type(*given) if given else default_dtype(), copy=False)
+
+# %% ../../nbs/08_tensor.ipynb #bebf5fc7
+class ShapeError(ValueError):
+    "Shapes that don't fit; the message names the operation and the shapes."
+
+
+class GraphError(RuntimeError):
+    "A sweep that can't be done: nothing recorded, freed already, or a value reassigned since."
+
+
+class AnomalyError(ArithmeticError):
+    "The first NaN or infinity under `detect_anomaly()`: the operation, its line, its inputs."
 
 
 def explained(
@@ -390,17 +407,7 @@ def enable_grad() -> Iterator[None]:
     finally:
         state.recording = before
 
-
-@contextmanager
-def quiet_anomalies() -> Iterator[None]:
-    "Inside a rule nobody looks: what it returns is checked, and blamed on the forward operation."
-    before, state.anomalies = state.anomalies, None
-    try:
-        yield
-    finally:
-        state.anomalies = before
-
-# %% ../../nbs/08_tensor.ipynb #c93c24e1
+# %% ../../nbs/08_tensor.ipynb #20168c13
 def bind(primitive: Primitive, inputs: tuple[Any, ...], params: Mapping[str, Any]) -> Any:
     "Apply `primitive`: compute, and note how it was done if a gradient may be asked for."
     arrays, needs, top = [], False, None
@@ -431,6 +438,10 @@ def operand(x: Any) -> Any:
     if type(x) in NUMBERS:
         return x
     return float(x) if isinstance(x, float) else as_tensor(x)
+
+# %% ../../nbs/08_tensor.ipynb #1aa223f3
+PART = Primitive(lambda xp, whole, k: None)
+PART.name = "part"
 
 
 def recorded(
@@ -463,7 +474,7 @@ def part(whole: Tensor, k: int) -> Tensor:
         note(out, PART, (whole,), {"k": k})
     return out
 
-# %% ../../nbs/08_tensor.ipynb #91caca76
+# %% ../../nbs/08_tensor.ipynb #48be8347
 ndarray = np.ndarray
 
 
@@ -506,7 +517,7 @@ def unary(primitive: Primitive) -> Callable[[Any], Any]:
 
     return call
 
-
+# %% ../../nbs/08_tensor.ipynb #f1c09077
 def binary(primitive: Primitive) -> Callable[[Any, Any], Any]:
     "The same for two inputs, either of which may be a plain number."
     impl = primitive.impl
@@ -550,23 +561,7 @@ def binary(primitive: Primitive) -> Callable[[Any, Any], Any]:
 
     return call
 
-# %% ../../nbs/08_tensor.ipynb #0c618011
-class Operation(Protocol):
-    "A primitive as a function of tensors, arrays and numbers; its `def_...` fill in the rules."
-
-    primitive: Primitive
-    __name__: str
-    def_vjps: Callable[..., None]
-    def_vjp_all: Callable[..., None]
-    def_jvps: Callable[..., None]
-    def_jvp_all: Callable[..., None]
-    def_linear: Callable[[], None]
-    def_slopes: Callable[..., None]
-    example: Callable[..., None]
-
-    def __call__(self, *inputs: Any, **params: Any) -> Any: ...
-
-
+# %% ../../nbs/08_tensor.ipynb #fd500a3e
 def primitive(impl: Callable[..., Any] | None = None, /, **traits: bool) -> Operation:
     "Make an operation of `impl(xp, *arrays, **params)` and enter it in the table."
     if impl is None:
@@ -599,7 +594,7 @@ def several(primitive: Primitive) -> Callable[..., Any]:
 
     return call
 
-# %% ../../nbs/08_tensor.ipynb #7b66588b
+# %% ../../nbs/08_tensor.ipynb #706e74ab
 @primitive(elementwise=True)
 def add(xp: Any, x: Any, y: Any) -> Any:
     return x + y
@@ -630,16 +625,21 @@ def identity(xp: Any, x: Any) -> Any:
     return x
 
 
+def floats(x: Any) -> Any:
+    "A raw array as it is, if it has fractions; otherwise as the default dtype."
+    return x if x.dtype.kind == "f" else x.astype(default_dtype())
+
+
 @primitive
 def exp(xp: Any, x: Any) -> Any:
-    return xp.exp(x)
+    return xp.exp(floats(x))
 
 
 @primitive
 def log(xp: Any, x: Any) -> Any:
-    return xp.log(x)
+    return xp.log(floats(x))
 
-
+# %% ../../nbs/08_tensor.ipynb #5afce28f
 @primitive(casts=True)
 def astype(xp: Any, x: Any, *, dtype: np.dtype[Any]) -> Any:
     return x.astype(dtype, copy=False)
@@ -674,7 +674,7 @@ def reduce_sum(xp: Any, x: Any, *, axis: tuple[int, ...]) -> Any:
 def matrix_multiply(xp: Any, x: Any, y: Any) -> Any:
     return xp.matmul(x, y)
 
-# %% ../../nbs/08_tensor.ipynb #3ac8cc65
+# %% ../../nbs/08_tensor.ipynb #a5f3df71
 def unbroadcast(g: Tensor, x: Tensor) -> Tensor:
     "The cotangent of `x`, given the one of `x` broadcast: summed over the stretched axes."
     shape, target = g.data.shape, x.data.shape
@@ -686,7 +686,7 @@ def unbroadcast(g: Tensor, x: Tensor) -> Tensor:
     dtype = x.data.dtype
     return g if g.data.dtype is dtype else cast(Tensor, astype(g, dtype=dtype))
 
-
+# %% ../../nbs/08_tensor.ipynb #7f3dddff
 def slope_vjp(k: int, slope: Any) -> Rule:
     "The cotangent of input `k` of an elementwise operation."
     if not callable(slope):
@@ -793,7 +793,7 @@ matrix_multiply.example((5, 2, 3), (3, 4))
 matrix_multiply.example((2, 3), (5, 3, 4))
 matrix_multiply.example((5, 1, 2, 3), (4, 3, 2))
 
-# %% ../../nbs/08_tensor.ipynb #9612854d
+# %% ../../nbs/08_tensor.ipynb #07dc6dd5
 def axes_of(axis: int | tuple[int, ...] | None, ndim: int, name: str) -> tuple[int, ...]:
     "Axes counted from the front; None means all."
     if axis is None:
@@ -826,7 +826,7 @@ def sum(
         out = reshape(out, shape=tuple(1 if k in axes else n for k, n in enumerate(x.shape)))
     return cast(Tensor, out)
 
-
+# %% ../../nbs/08_tensor.ipynb #e0d1e1cc
 def matmul(x: Any, y: Any, /) -> Tensor:
     """The matrix product `(..., n, k) @ (..., k, m) -> (..., n, m)`.
 
@@ -872,7 +872,7 @@ methods(__add__=add, __sub__=subtract, __mul__=multiply, __truediv__=divide, __m
 methods(__radd__=flipped(add), __rsub__=flipped(subtract), __rmul__=flipped(multiply))
 methods(__rtruediv__=flipped(divide), __rmatmul__=flipped(matmul), __neg__=negative, sum=sum)
 
-# %% ../../nbs/08_tensor.ipynb #bd94c48e
+# %% ../../nbs/08_tensor.ipynb #ce8d174b
 def detach(x: Tensor) -> Tensor:
     "The same elements without their history."
     return wrap(x.data)
@@ -908,6 +908,17 @@ def without_history(x: Tensor) -> Tensor:
     return x
 
 
+methods(
+    detach=detach,
+    numpy=numpy,
+    item=item,
+    tolist=tolist,
+    __array__=as_numpy,
+    __dlpack__=lambda x, **options: without_history(x).data.__dlpack__(**options),
+    __dlpack_device__=lambda x: x.data.__dlpack_device__(),
+)
+
+# %% ../../nbs/08_tensor.ipynb #c00f8fd1
 def to(x: Tensor, device: Device | str | None = None, dtype: Any = None) -> Tensor:
     "The tensor on another device, as another dtype, or both; itself if nothing changes."
     if dtype is not None and as_dtype(dtype) != x.dtype:
@@ -929,13 +940,8 @@ def as_python(kind: Callable[[Any], Any]) -> Callable[[Tensor], Any]:
     return lambda x: kind(item(x))
 
 
-methods(detach=detach, numpy=numpy, item=item, tolist=tolist, to=to, __len__=length)
+methods(to=to, __len__=length)
 methods(__bool__=as_python(bool), __float__=as_python(float), __int__=as_python(int))
-methods(
-    __array__=as_numpy,
-    __dlpack__=lambda x, **options: without_history(x).data.__dlpack__(**options),
-    __dlpack_device__=lambda x: x.data.__dlpack_device__(),
-)
 
 # %% ../../nbs/08_tensor.ipynb #00b0dd54
 def matrix_transposed(x: Tensor) -> Tensor:
@@ -968,8 +974,6 @@ methods(__copy__=copied, __deepcopy__=copied, __reduce__=reduced)
 # %% ../../nbs/08_tensor.ipynb #8038ed4d
 FREED = Primitive(lambda xp: None)
 FREED.name = "a freed record"
-PART = Primitive(lambda xp, whole, k: None)
-PART.name = "part"
 
 by_number = attrgetter("_number")
 
@@ -999,7 +1003,25 @@ def between(order: list[Tensor], wanted: Iterable[Tensor]) -> set[int]:
             useful.add(id(x))
     return useful
 
-# %% ../../nbs/08_tensor.ipynb #1905f9a0
+# %% ../../nbs/08_tensor.ipynb #f19ab807
+def total(x: Any, y: Any) -> Any:
+    "The sum of two cotangents; of several results, part by part, None for nothing."
+    if type(x) is tuple:
+        return tuple(map(total, x, y))
+    return y if x is None else x if y is None else add(x, y)
+
+
+def hooked(x: Tensor, g: Tensor) -> Tensor:
+    "The cotangent of `x` after its hooks had a look at it."
+    for hook in x._hooks:
+        changed = hook(g)
+        if changed is not None:
+            if changed.shape != g.shape:
+                raise ShapeError(f"hook: the gradient has shape {g.shape}, not {changed.shape}")
+            g = as_tensor(changed)
+    return g
+
+# %% ../../nbs/08_tensor.ipynb #a6f33be1
 last_assignment = 0  # the age of the newest assign_() anywhere
 
 
@@ -1074,48 +1096,15 @@ def sweep(
         state.recording = before
     return found
 
-
-def total(x: Any, y: Any) -> Any:
-    "The sum of two cotangents; of several results, part by part, None for nothing."
-    if type(x) is tuple:
-        return tuple(map(total, x, y))
-    return y if x is None else x if y is None else add(x, y)
-
-
-def hooked(x: Tensor, g: Tensor) -> Tensor:
-    "The cotangent of `x` after its hooks had a look at it."
-    for hook in x._hooks:
-        changed = hook(g)
-        if changed is not None:
-            if changed.shape != g.shape:
-                raise ShapeError(f"hook: the gradient has shape {g.shape}, not {changed.shape}")
-            g = as_tensor(changed)
-    return g
-
-# %% ../../nbs/08_tensor.ipynb #e3d25efa
-def rules_at(x: Tensor, g: Any, useful: set[int]) -> list[Rule | None]:
-    "The shares of the inputs of an unusual record, as rules that the sweep can call."
-    made, inputs, params = x._primitive, x._inputs, x._params
-    with quiet_anomalies():
-        if made is PART:
-            places = range(len(inputs[0].data))
-            given: list[Any] = [tuple(g if k == params["k"] else None for k in places)]
-        elif made.vjp_all is not None:
-            out: Any = x
-            if type(x.data) is tuple:
-                out = tuple(part(x, k) for k in range(len(x.data)))
-                g = tuple(zeros_like(o) if d is None else d for d, o in zip(g, out))
-            given = checked(made, inputs, made.vjp_all(g, out, *inputs, **params))
-        elif made.vjps:
-            given = [
-                rule(g, x, *inputs, **params) if id(source) in useful else None
-                for source, rule in zip(inputs, made.vjps)
-            ]
-        else:
-            raise GraphError(f"backward: {made.name} has no rule for its derivative")
-    if watchers and state.anomalies:
-        state.anomalies.look_back(x, g, given)
-    return [None if d is None else constant(d) for d in given]
+# %% ../../nbs/08_tensor.ipynb #69792631
+@contextmanager
+def quiet_anomalies() -> Iterator[None]:
+    "Inside a rule nobody looks: what it returns is checked, and blamed on the forward operation."
+    before, state.anomalies = state.anomalies, None
+    try:
+        yield
+    finally:
+        state.anomalies = before
 
 
 def checked(made: Primitive, inputs: tuple[Any, ...], given: Sequence[Any]) -> list[Any]:
@@ -1140,15 +1129,30 @@ def constant(d: Any) -> Rule:
 def zeros_like(x: Tensor) -> Tensor:
     return wrap(x.device.xp.zeros(x.shape, dtype=x.dtype))
 
-
-def check_unchanged(x: Tensor) -> None:
-    for k, source in enumerate(x._inputs):
-        if type(source) not in NUMBERS and source._assigned > x._number:
-            name = x._primitive.name
-            raise GraphError(
-                f"backward: input {k} of {name}, shape {source.shape}, was reassigned after"
-                f" {name} used it; call backward() before assign_()"
-            )
+# %% ../../nbs/08_tensor.ipynb #ec504a15
+def rules_at(x: Tensor, g: Any, useful: set[int]) -> list[Rule | None]:
+    "The shares of the inputs of an unusual record, as rules that the sweep can call."
+    made, inputs, params = x._primitive, x._inputs, x._params
+    with quiet_anomalies():
+        if made is PART:
+            places = range(len(inputs[0].data))
+            given: list[Any] = [tuple(g if k == params["k"] else None for k in places)]
+        elif made.vjp_all is not None:
+            out: Any = x
+            if type(x.data) is tuple:
+                out = tuple(part(x, k) for k in range(len(x.data)))
+                g = tuple(zeros_like(o) if d is None else d for d, o in zip(g, out))
+            given = checked(made, inputs, made.vjp_all(g, out, *inputs, **params))
+        elif made.vjps:
+            given = [
+                rule(g, x, *inputs, **params) if id(source) in useful else None
+                for source, rule in zip(inputs, made.vjps)
+            ]
+        else:
+            raise GraphError(f"backward: {made.name} has no rule for its derivative")
+    if watchers and state.anomalies:
+        state.anomalies.look_back(x, g, given)
+    return [None if d is None else constant(d) for d in given]
 
 # %% ../../nbs/08_tensor.ipynb #461640ed
 def backward(
@@ -1170,24 +1174,6 @@ def backward(
     )
     for x, d in found.items():
         x.grad = (d if create_graph else d._alias()) if x.grad is None else add(x.grad, d)
-
-
-def gradients(
-    output: Tensor,
-    inputs: Sequence[Tensor],
-    gradient: Any = None,
-    *,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-) -> tuple[Tensor, ...]:
-    """The gradient of `output` with respect to each of `inputs`; their `grad` stays as it is.
-
-    Zeros where `output` does not depend on an input. Options as in `backward`.
-    """
-    g = seed(output, gradient, "gradients")
-    keep = bool(retain_graph or create_graph)
-    found = sweep(output, g, inputs, keep=keep, create_graph=create_graph)
-    return tuple(found[x] if x in found else zeros_like(x) for x in inputs)
 
 
 def seed(output: Tensor, gradient: Any, name: str) -> Tensor:
@@ -1212,6 +1198,24 @@ def seed(output: Tensor, gradient: Any, name: str) -> Tensor:
 
 methods(backward=backward)
 
+# %% ../../nbs/08_tensor.ipynb #5cc3c88f
+def gradients(
+    output: Tensor,
+    inputs: Sequence[Tensor],
+    gradient: Any = None,
+    *,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+) -> tuple[Tensor, ...]:
+    """The gradient of `output` with respect to each of `inputs`; their `grad` stays as it is.
+
+    Zeros where `output` does not depend on an input. Options as in `backward`.
+    """
+    g = seed(output, gradient, "gradients")
+    keep = bool(retain_graph or create_graph)
+    found = sweep(output, g, inputs, keep=keep, create_graph=create_graph)
+    return tuple(found[x] if x in found else zeros_like(x) for x in inputs)
+
 # %% ../../nbs/08_tensor.ipynb #ad86c9d0
 def register_hook(x: Tensor, hook: Hook) -> Callable[[], None]:
     """Call `hook(g)` when the gradient of `x` is complete; it may return another in its place.
@@ -1231,6 +1235,16 @@ def register_hook(x: Tensor, hook: Hook) -> Callable[[], None]:
 methods(register_hook=register_hook)
 
 # %% ../../nbs/08_tensor.ipynb #5c37e912
+def check_unchanged(x: Tensor) -> None:
+    for k, source in enumerate(x._inputs):
+        if type(source) not in NUMBERS and source._assigned > x._number:
+            name = x._primitive.name
+            raise GraphError(
+                f"backward: input {k} of {name}, shape {source.shape}, was reassigned after"
+                f" {name} used it; call backward() before assign_()"
+            )
+
+
 def assign_(x: Tensor, value: Any) -> Tensor:
     """Give the leaf `x` new values of the same shape, and return it; the only change to a tensor.
 
@@ -1359,7 +1373,7 @@ class Anomalies:
                     f" {name} was called at {where}; inputs: {given}"
                 )
 
-# %% ../../nbs/08_tensor.ipynb #37efdebb
+# %% ../../nbs/08_tensor.ipynb #95aeee87
 def trouble_in(x: Any) -> str:
     "What is not finite in a tensor, in words; nothing if all is well."
     if type(x) is not Tensor or type(x.data) is tuple or x.dtype not in FLOATS:
@@ -1387,7 +1401,7 @@ def described(x: Any) -> str:
     low, high = float(x.data.min()), float(x.data.max())
     return f"{x.dtype}{list(x.shape)} from {low:.4g} to {high:.4g}"
 
-
+# %% ../../nbs/08_tensor.ipynb #68c68292
 def place() -> str:
     "The line outside the library that called us."
     frame: FrameType | None = sys._getframe(1)

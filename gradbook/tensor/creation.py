@@ -27,7 +27,7 @@ __all__ = ['empty', 'empty_like', 'KINDS', 'made', 'full', 'zeros', 'ones', 'ful
            'to_device', 'index_number', 'isdtype', 'dtype_of', 'can_cast', 'result_type', 'FloatInfo', 'IntInfo',
            'finfo', 'iinfo', 'NamespaceInfo']
 
-# %% ../../nbs/09b_shape.ipynb #f0943a92
+# %% ../../nbs/09b_shape.ipynb #18219c66
 def made(array: Any, requires_grad: bool) -> Tensor:
     "A new leaf around a raw array that nobody else holds."
     return wrap(array).requires_grad_() if requires_grad else wrap(array)
@@ -51,7 +51,7 @@ def full(
     with place.active():
         return made(place.xp.full(lengths, value, dtype=kind), requires_grad)
 
-
+# %% ../../nbs/09b_shape.ipynb #202b6487
 def zeros(
     shape: int | tuple[int, ...],
     *,
@@ -74,9 +74,9 @@ def ones(
     return full(shape, 1, dtype=as_dtype(dtype), device=device, requires_grad=requires_grad)
 
 
-empty = zeros  # what happens to lie in memory is not worth the bugs
+empty = zeros
 
-# %% ../../nbs/09b_shape.ipynb #de216553
+# %% ../../nbs/09b_shape.ipynb #a08c5342
 def full_like(
     x: Any,
     /,
@@ -123,7 +123,7 @@ def ones_like(
 
 empty_like = zeros_like
 
-
+# %% ../../nbs/09b_shape.ipynb #e43fe412
 def arange(
     start: float,
     /,
@@ -162,7 +162,7 @@ def linspace(
         array = place.xp.linspace(start, stop, num, endpoint=endpoint, dtype=as_dtype(dtype))
     return made(array, requires_grad)
 
-
+# %% ../../nbs/09b_shape.ipynb #bda31220
 def eye(
     n_rows: int,
     n_cols: int | None = None,
@@ -286,7 +286,7 @@ def meshgrid(*arrays: Any, indexing: str = "xy") -> tuple[Tensor, ...]:
         grids.append(cast(Tensor, core.broadcast_to(core.reshape(x, shape=line), shape=shape)))
     return tuple(grids)
 
-# %% ../../nbs/09b_shape.ipynb #be14aadf
+# %% ../../nbs/09b_shape.ipynb #0881a292
 def astype(
     x: Any, dtype: Any, /, *, copy: bool = True, device: Device | str | None = None
 ) -> Tensor:
@@ -308,7 +308,7 @@ def index_number(x: Tensor) -> int:
 
 methods(astype=astype, to_device=to_device, __index__=index_number)
 
-
+# %% ../../nbs/09b_shape.ipynb #f0fa9c98
 KINDS = {
     "bool": "b",
     "signed integer": "i",
@@ -356,7 +356,7 @@ def result_type(*arrays_and_dtypes: Any) -> Dtype:
     float64 = DTYPES["float64"]
     return default_dtype() if found == float64 and float64 not in kinds else DTYPES[found.name]
 
-
+# %% ../../nbs/09b_shape.ipynb #8350d29e
 @dataclass(frozen=True)
 class FloatInfo:
     "The limits of a floating-point dtype."
@@ -395,7 +395,7 @@ def iinfo(type: Any, /) -> IntInfo:
     i = np.iinfo(dtype)
     return IntInfo(i.bits, int(i.max), int(i.min), dtype)
 
-
+# %% ../../nbs/09b_shape.ipynb #f10432de
 class NamespaceInfo:
     "What the array API standard lets one ask about a library."
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .backend import DtypeError, default_dtype, float16, float64
+from .backend import DtypeError, float16, float64
 from gradbook.tensor.core import (
     NUMBERS,
     Operation,
@@ -23,6 +23,7 @@ from gradbook.tensor.core import (
     divide,
     exp,
     flipped,
+    floats,
     log,
     methods,
     multiply,
@@ -40,11 +41,11 @@ __all__ = ['expm1', 'log1p', 'log2', 'log10', 'sqrt', 'reciprocal', 'sin', 'cos'
            'equal', 'not_equal', 'less', 'less_equal', 'greater', 'greater_equal', 'isfinite', 'isinf', 'isnan',
            'signbit', 'logical_not', 'logical_and', 'logical_or', 'logical_xor', 'bitwise_and', 'bitwise_or',
            'bitwise_xor', 'bitwise_invert', 'bitwise_left_shift', 'bitwise_right_shift', 'LARGE', 'BLOCK', 'tanh',
-           'logaddexp', 'A', 'B', 'C', 'D', 'P', 'Q', 'ROOT2', 'BELL', 'GELU_A', 'GELU_C', 'floats', 'pair', 'real',
-           'abs', 'sign', 'positive', 'square', 'direction', 'stepped', 'testing', 'bitwise', 'where', 'maximum',
-           'minimum', 'share', 'blocked', 'stretched', 'in_pieces', 'clip_step', 'inside', 'below', 'above', 'clip',
-           'pow', 'pow_slope_x', 'pow_slope_y', 'floor_divide', 'remainder', 'same_both_ways', 'tanh_slope_step',
-           'tanh_slope', 'sigmoid_step', 'sigmoid', 'sigmoid_slope_step', 'sigmoid_slope', 'softplus_step', 'softplus',
+           'logaddexp', 'A', 'B', 'C', 'D', 'P', 'Q', 'ROOT2', 'BELL', 'GELU_A', 'GELU_C', 'pair', 'real', 'abs',
+           'sign', 'positive', 'square', 'direction', 'stepped', 'testing', 'bitwise', 'where', 'maximum', 'minimum',
+           'share', 'blocked', 'stretched', 'in_pieces', 'clip_step', 'inside', 'below', 'above', 'clip', 'pow',
+           'pow_slope_x', 'pow_slope_y', 'floor_divide', 'remainder', 'same_both_ways', 'tanh_slope_step', 'tanh_slope',
+           'sigmoid_step', 'sigmoid', 'sigmoid_slope_step', 'sigmoid_slope', 'softplus_step', 'softplus',
            'log_sigmoid_step', 'log_sigmoid', 'odds', 'relu', 'relu_slope_step', 'relu_slope', 'gated_step',
            'silu_slope_step', 'silu', 'silu_slope', 'silu_bend', 'polynomial', 'erf_step', 'erf', 'erf_of', 'gelu_step',
            'gelu_slope_step', 'gelu_slope', 'bell', 'gelu_argument', 'gelu_tanh_step', 'gelu_tanh_slope_step',
@@ -52,13 +53,8 @@ __all__ = ['expm1', 'log1p', 'log2', 'log10', 'sqrt', 'reciprocal', 'sin', 'cos'
            'add', 'divide', 'exp', 'log', 'multiply', 'negative', 'subtract']
 
 # %% ../../nbs/09_ops.ipynb #56fe34bf
-def floats(x: Any) -> Any:
-    "A raw array as it is, if it has fractions; otherwise as the default dtype."
-    return x if x.dtype.kind == "f" else x.astype(default_dtype())
-
-
 def pair(x: Any, y: Any) -> tuple[Any, Any]:
-    "`floats` for two inputs, of which one may be a plain number."
+    "Two inputs as `floats`, of which one may be a plain number."
     return x if type(x) in NUMBERS else floats(x), y if type(y) in NUMBERS else floats(y)
 
 
@@ -626,13 +622,13 @@ silu_slope.example((2, 3), (2, 3), low=-3, high=3)
 # %% ../../nbs/09_ops.ipynb #349ab8ca
 # Cody (1969): x * A(x^2) / B(x^2) up to 1/2, and 1 - exp(-x^2) * C(x) / D(x) from there
 A = (1.85777706184603153e-1, 3.16112374387056560, 113.864154151050156,
-     377.485237685302021, 3209.37758913846947)  # fmt: skip
+     377.485237685302021, 3209.37758913846947)
 B = (1.0, 23.6012909523441209, 244.024637934444173, 1282.61652607737228, 2844.23683343917062)
 C = (2.15311535474403846e-8, 0.564188496988670089, 8.88314979438837594, 66.1191906371416295,
      298.635138197400131, 881.952221241769090, 1712.04761263407058, 2051.07837782607147,
-     1230.33935479799725)  # fmt: skip
+     1230.33935479799725)
 D = (1.0, 15.7449261107098347, 117.693950891312499, 537.181101862009858, 1621.38957456669019,
-     3290.79923573345963, 4362.61909014324716, 3439.36767414372164, 1230.33935480374942)  # fmt: skip
+     3290.79923573345963, 4362.61909014324716, 3439.36767414372164, 1230.33935480374942)
 # ours, for float32: tanh(x * P(x^2) / Q(x^2)), fitted for the smallest error up to 4
 P = (0.00200083628, 0.0408883063, 0.276329845, 1.12837919)
 Q = (0.000286246949, 0.0224105559, 0.153811584, 1.0)

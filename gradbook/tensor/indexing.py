@@ -15,14 +15,14 @@ from .core import ShapeError, Tensor, as_tensor, axes_of, methods, primitive, wr
 
 # %% auto #0
 __all__ = ['Part', 'BLOCK', 'twice', 'slices', 'slice_', 'place', 'put_slice', 'add_at', 'rows_of', 'before', 'gather',
-           'scatter_add', 'last_writes', 'scatter_set', 'staying', 'nonzero', 'counting', 'Plan', 'as_item', 'expanded',
-           'checked', 'index_arrays', 'plan', 'block_of', 'put_back', 'out_of_range', 'getitem', 'simple', 'setitem',
-           'contains', 'At', 'take', 'along', 'matched', 'take_along_axis', 'put_along_axis', 'repeat', 'pad', 'border',
-           'sort_vjp', 'sort_jvp', 'argsort', 'sort', 'top_indices', 'TopK', 'topk', 'searchsorted', 'unique',
-           'UniqueAll', 'UniqueCounts', 'UniqueInverse', 'unique_all', 'unique_counts', 'unique_inverse',
+           'scatter_add', 'last_writes', 'scatter_set', 'staying', 'nonzero', 'as_item', 'expanded', 'checked',
+           'index_arrays', 'Plan', 'plan', 'block_of', 'put_back', 'simple', 'getitem', 'out_of_range', 'setitem',
+           'contains', 'At', 'take', 'counting', 'along', 'matched', 'take_along_axis', 'put_along_axis', 'repeat',
+           'pad', 'border', 'sort_vjp', 'sort_jvp', 'argsort', 'sort', 'top_indices', 'TopK', 'topk', 'searchsorted',
+           'unique', 'UniqueAll', 'UniqueCounts', 'UniqueInverse', 'unique_all', 'unique_counts', 'unique_inverse',
            'unique_values']
 
-# %% ../../nbs/09b_shape.ipynb #62b88950
+# %% ../../nbs/09b_shape.ipynb #7dd18a99
 Part: TypeAlias = int | tuple[int, int, int]  # one place on an axis, or (start, count, step)
 
 
@@ -38,7 +38,7 @@ def slices(where: tuple[Part, ...]) -> tuple[int | slice, ...]:
             out.append(slice(start, None if stop < 0 else stop, step) if count else slice(0))
     return tuple(out)
 
-
+# %% ../../nbs/09b_shape.ipynb #ecf5059c
 @primitive
 def slice_(xp: Any, x: Any, *, where: tuple[Part, ...]) -> Any:
     return x[slices(where)]
@@ -78,7 +78,7 @@ put_slice.def_jvps(
 )
 put_slice.example((4, 5), (2,), where=(2, (3, 2, -2)))
 
-# %% ../../nbs/09b_shape.ipynb #8ea988cd
+# %% ../../nbs/09b_shape.ipynb #2f591fa8
 BLOCK = 2**15  # places at a time: what stays in the cache
 
 
@@ -92,7 +92,7 @@ def add_at(out: Any, rows: Any, g: Any) -> None:
         places = inner + rows[i : i + step, None] * b
         np.add.at(flat, places.reshape(-1), g[:, i : i + step].reshape(-1))
 
-
+# %% ../../nbs/09b_shape.ipynb #9511aa96
 def rows_of(indices: Sequence[Any], lengths: Sequence[int], axis: int) -> Any:
     "Index arrays for several axes as one flat array: the row in a table of all their places."
     rows: Any = 0
@@ -104,7 +104,7 @@ def rows_of(indices: Sequence[Any], lengths: Sequence[int], axis: int) -> Any:
         rows = rows * n + (index.astype("int64") + n * (index < 0))
     return rows
 
-# %% ../../nbs/09b_shape.ipynb #6f4ab48e
+# %% ../../nbs/09b_shape.ipynb #f85d0783
 def before(axis: int) -> tuple[slice, ...]:
     return (slice(None),) * axis
 
@@ -116,7 +116,7 @@ def gather(xp: Any, x: Any, *indices: Any, axis: int) -> Any:
         return x.take(indices[0], axis)
     return x[(*before(axis), *indices)]
 
-
+# %% ../../nbs/09b_shape.ipynb #a71e733d
 @primitive
 def scatter_add(xp: Any, x: Any, *indices: Any, axis: int, shape: tuple[int, ...]) -> Any:
     "Zeros of `shape`, to which `x` is added at the places that `gather` reads."
@@ -131,7 +131,7 @@ def scatter_add(xp: Any, x: Any, *indices: Any, axis: int, shape: tuple[int, ...
         add_at(out.reshape(a, prod(lengths), b), rows.reshape(-1), x.reshape(a, rows.size, b))
     return out
 
-
+# %% ../../nbs/09b_shape.ipynb #5f8b592d
 gather.def_linear()
 gather.def_vjps(
     lambda g, out, x, *indices, axis: scatter_add(g, *indices, axis=axis, shape=x.shape),
@@ -147,7 +147,7 @@ gather.example((2, 3, 4, 2), twice, np.array([1, 1, 3]), axis=1)
 scatter_add.example((2, 3, 2), twice, axis=0, shape=(3, 2))
 scatter_add.example((2, 2, 3, 2), twice, np.array([1, 1, 3]), axis=1, shape=(2, 3, 4, 2))
 
-# %% ../../nbs/09b_shape.ipynb #9e0d4f9a
+# %% ../../nbs/09b_shape.ipynb #8aed1ccf
 @primitive
 def last_writes(xp: Any, *indices: Any, lengths: tuple[int, ...]) -> Any:
     "Which of several writes to the same place comes last, and stays."
@@ -160,7 +160,7 @@ def last_writes(xp: Any, *indices: Any, lengths: tuple[int, ...]) -> Any:
         xp.maximum.at(latest, rows.reshape(-1), turn)
     return (latest[rows.reshape(-1)] == turn).reshape(rows.shape)
 
-
+# %% ../../nbs/09b_shape.ipynb #00a33536
 @primitive
 def scatter_set(xp: Any, x: Any, values: Any, *indices: Any, axis: int) -> Any:
     "`x` with `values` at the places that `gather` reads; of several for one place the last."
@@ -174,7 +174,7 @@ def scatter_set(xp: Any, x: Any, values: Any, *indices: Any, axis: int) -> Any:
     out[(*before(axis), *indices)] = values
     return out
 
-
+# %% ../../nbs/09b_shape.ipynb #f741b552
 def staying(g: Tensor, x: Tensor, indices: tuple[Any, ...], axis: int) -> Tensor:
     "`g` (of the values) where they stayed, zero where a later one replaced them."
     stays = last_writes(*indices, lengths=x.shape[axis : axis + len(indices)])
@@ -200,7 +200,7 @@ last_writes.example(twice, lengths=(3,))
 scatter_set.example((3, 2), (2, 3, 2), twice, axis=0)
 scatter_set.example((2, 3, 4), (2, 2, 3), twice, np.array([1, 1, 3]), axis=1)
 
-# %% ../../nbs/09b_shape.ipynb #c18f85de
+# %% ../../nbs/09b_shape.ipynb #ad23c5df
 @primitive
 def _nonzero(xp: Any, x: Any) -> Any:
     return tuple(xp.nonzero(x))
@@ -216,30 +216,7 @@ def nonzero(x: Any, /) -> tuple[Tensor, ...]:
         raise ShapeError("nonzero: a tensor without axes has no indices")
     return cast("tuple[Tensor, ...]", _nonzero(x.detach()))
 
-
-def counting(n: int, x: Tensor) -> Tensor:
-    "0, 1, ..., n - 1 on the device of `x`."
-    return wrap(backend.asarray(np.arange(n), device=x.device))
-
-# %% ../../nbs/09b_shape.ipynb #126e98f9
-class Plan(NamedTuple):
-    "An index, taken apart into steps, each of which is a primitive."
-
-    where: tuple[Part, ...]  # first a block of slices ...
-    lengths: tuple[int, ...]  # ... with new axes ...
-    order: tuple[int, ...]  # ... and the indexed axes brought together ...
-    indices: tuple[Tensor, ...]  # ... for which there are index arrays ...
-    axis: int  # ... from this axis on
-    axes: tuple[int, ...]  # the indexed axes as the caller counts them
-
-    def result_shape(self, block: Tensor) -> tuple[int, ...]:
-        "The shape of what is read or written."
-        if not self.indices:
-            return block.shape
-        read = np.broadcast_shapes(*(i.shape for i in self.indices))
-        return block.shape[: self.axis] + read + block.shape[self.axis + len(self.indices) :]
-
-
+# %% ../../nbs/09b_shape.ipynb #436cf869
 def as_item(item: Any) -> Any:
     "An entry of an index: int, slice, None, Ellipsis, or a tensor of integers or booleans."
     if item is None or item is Ellipsis or isinstance(item, slice):
@@ -255,7 +232,7 @@ def as_item(item: Any) -> Any:
         raise DtypeError(f"index: integers or booleans, not {array.dtype} of shape {array.shape}")
     return array
 
-
+# %% ../../nbs/09b_shape.ipynb #d392ee47
 def expanded(key: Any, ndim: int) -> list[Any]:
     "The entries of an index, one or more for every axis, `...` written out."
     items = [as_item(item) for item in (key if isinstance(key, tuple) else (key,))]
@@ -297,6 +274,24 @@ def index_arrays(item: Any, axis: int, shape: tuple[int, ...], like: Tensor) -> 
             f" {shape[axis : axis + item.ndim]} (axis {axis} on, of shape {shape})"
         )
     return nonzero(item)
+
+# %% ../../nbs/09b_shape.ipynb #1a89ebf4
+class Plan(NamedTuple):
+    "An index, taken apart into steps, each of which is a primitive."
+
+    where: tuple[Part, ...]  # first a block of slices ...
+    lengths: tuple[int, ...]  # ... with new axes ...
+    order: tuple[int, ...]  # ... and the indexed axes brought together ...
+    indices: tuple[Tensor, ...]  # ... for which there are index arrays ...
+    axis: int  # ... from this axis on
+    axes: tuple[int, ...]  # the indexed axes as the caller counts them
+
+    def result_shape(self, block: Tensor) -> tuple[int, ...]:
+        "The shape of what is read or written."
+        if not self.indices:
+            return block.shape
+        read = np.broadcast_shapes(*(i.shape for i in self.indices))
+        return block.shape[: self.axis] + read + block.shape[self.axis + len(self.indices) :]
 
 # %% ../../nbs/09b_shape.ipynb #2cd049de
 def plan(key: Any, shape: tuple[int, ...], like: Tensor) -> Plan:
@@ -359,36 +354,7 @@ def put_back(x: Tensor, block: Tensor, p: Plan) -> Tensor:
     whole = p.where == tuple((0, n, 1) for n in x.shape)
     return block if whole else cast(Tensor, put_slice(x, block, where=p.where))
 
-# %% ../../nbs/09b_shape.ipynb #cefaab1c
-def out_of_range(p: Plan, shape: tuple[int, ...], error: IndexError) -> IndexError:
-    "The same complaint in the caller's axes."
-    for index, axis in zip(p.indices, p.axes):
-        n = shape[axis]
-        for bad in (int(index.data.min()), int(index.data.max())) if index.size else ():
-            if not -n <= bad < n:
-                return IndexError(
-                    f"index {bad} is out of range for axis {axis} with size {n}"
-                    f" of a tensor of shape {shape}"
-                )
-    shapes = ", ".join(str(i.shape) for i in p.indices)
-    return IndexError(f"index: arrays of shapes {shapes} don't go together: {error}")
-
-
-def getitem(x: Tensor, key: Any) -> Tensor:
-    "`x[key]` as in NumPy: integers, slices, None, ..., index arrays and masks. Slices are views."
-    where = simple(key if type(key) is tuple else (key,), x.shape)
-    if where is not None:
-        return cast(Tensor, slice_(x, where=where))
-    p = plan(key, x.shape, x)
-    block = block_of(x, p)
-    if not p.indices:
-        return block
-    try:
-        return cast(Tensor, gather(block, *p.indices, axis=p.axis))
-    except IndexError as error:
-        raise out_of_range(p, x.shape, error) from None
-
-
+# %% ../../nbs/09b_shape.ipynb #d5343ca9
 def simple(key: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Part, ...] | None:
     "The parts, if there are only integers and slices; the usual case, made fast."
     where: list[Part] = []
@@ -405,6 +371,38 @@ def simple(key: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Part, ...] | N
     where.extend((0, n, 1) for n in shape[len(key) :])
     return tuple(where)
 
+# %% ../../nbs/09b_shape.ipynb #40fb3520
+def getitem(x: Tensor, key: Any) -> Tensor:
+    "`x[key]` as in NumPy: integers, slices, None, ..., index arrays and masks. Slices are views."
+    where = simple(key if type(key) is tuple else (key,), x.shape)
+    if where is not None:
+        return cast(Tensor, slice_(x, where=where))
+    p = plan(key, x.shape, x)
+    block = block_of(x, p)
+    if not p.indices:
+        return block
+    try:
+        return cast(Tensor, gather(block, *p.indices, axis=p.axis))
+    except IndexError as error:
+        raise out_of_range(p, x.shape, error) from None
+
+
+methods(__getitem__=getitem)
+
+# %% ../../nbs/09b_shape.ipynb #876835b3
+def out_of_range(p: Plan, shape: tuple[int, ...], error: IndexError) -> IndexError:
+    "The same complaint in the caller's axes."
+    for index, axis in zip(p.indices, p.axes):
+        n = shape[axis]
+        for bad in (int(index.data.min()), int(index.data.max())) if index.size else ():
+            if not -n <= bad < n:
+                return IndexError(
+                    f"index {bad} is out of range for axis {axis} with size {n}"
+                    f" of a tensor of shape {shape}"
+                )
+    shapes = ", ".join(str(i.shape) for i in p.indices)
+    return IndexError(f"index: arrays of shapes {shapes} don't go together: {error}")
+
 
 def setitem(x: Tensor, key: Any, value: Any) -> None:
     "Refuse: a tensor may be remembered by others."
@@ -419,7 +417,7 @@ def contains(x: Tensor, value: Any) -> bool:
     return bool((x.data == as_tensor(value).data).any())
 
 
-methods(__getitem__=getitem, __setitem__=setitem, __contains__=contains)
+methods(__setitem__=setitem, __contains__=contains)
 
 # %% ../../nbs/09b_shape.ipynb #69d692f3
 class At:
@@ -489,7 +487,12 @@ def take(x: Any, indices: Any, /, *, axis: int | None = None) -> Tensor:
     (k,) = axes_of(0 if axis is None else axis, x.ndim, "take")
     return getitem(x, (*before(k), indices))
 
-# %% ../../nbs/09b_shape.ipynb #106ce341
+# %% ../../nbs/09b_shape.ipynb #eefa2d6c
+def counting(n: int, x: Tensor) -> Tensor:
+    "0, 1, ..., n - 1 on the device of `x`."
+    return wrap(backend.asarray(np.arange(n), device=x.device))
+
+
 def along(x: Tensor, indices: Tensor, axis: int) -> tuple[Any, ...]:
     "The index that takes, for each place of `indices`, that one along `axis`."
     key: list[Any] = []
@@ -498,7 +501,7 @@ def along(x: Tensor, indices: Tensor, axis: int) -> tuple[Any, ...]:
         key.append(indices if k == axis else core.reshape(counting(x.shape[k], x), shape=shape))
     return tuple(key)
 
-
+# %% ../../nbs/09b_shape.ipynb #66e7da6b
 def matched(x: Any, indices: Any, axis: int, name: str) -> tuple[Tensor, Tensor, int]:
     "Both stretched to a common shape, except along `axis`."
     x, indices = as_tensor(x), as_item(indices)
@@ -547,7 +550,7 @@ def repeat(x: Any, repeats: Any, /, *, axis: int | None = None) -> Tensor:
         raise ShapeError(f"repeat: {counts.size} repeats for axis {k} of length {n}")
     return take(x, np.repeat(np.arange(n), counts), axis=k)
 
-# %% ../../nbs/09b_shape.ipynb #c70a84c1
+# %% ../../nbs/09b_shape.ipynb #ac0a9875
 def pad(x: Any, widths: Any, /, *, mode: str = "constant", value: float = 0.0) -> Tensor:
     """`x` with a margin. `widths`: one number, one pair `(before, after)`, or a pair for each axis.
 
@@ -570,7 +573,7 @@ def pad(x: Any, widths: Any, /, *, mode: str = "constant", value: float = 0.0) -
             x = take(x, border(x.shape[axis], a, b, mode), axis=axis)
     return cast(Tensor, x)
 
-
+# %% ../../nbs/09b_shape.ipynb #bcce5158
 def border(n: int, a: int, b: int, mode: str) -> Any:
     "Where the elements of a padded axis of length `n` come from."
     places = np.arange(-a, n + b)
@@ -584,7 +587,7 @@ def border(n: int, a: int, b: int, mode: str) -> Any:
         raise ValueError(f"pad: no mode {mode!r}; there are: constant, edge, reflect, wrap")
     raise ShapeError(f"pad: {mode} of widths {a} and {b} needs more than {n} elements")
 
-# %% ../../nbs/09b_shape.ipynb #9d50b54b
+# %% ../../nbs/09b_shape.ipynb #09548d65
 @primitive
 def _argsort(xp: Any, x: Any, *, axis: int, descending: bool) -> Any:
     if not descending:
@@ -598,7 +601,7 @@ def _sort(xp: Any, x: Any, *, axis: int, descending: bool) -> Any:
     out = xp.sort(x, axis=axis, kind="stable")
     return xp.flip(out, axis) if descending else out
 
-
+# %% ../../nbs/09b_shape.ipynb #cdb57932
 def sort_vjp(g: Tensor, out: Tensor, x: Tensor, axis: int, descending: bool) -> Tensor:
     order = _argsort(x, axis=axis, descending=descending)
     ranks = _argsort(order, axis=axis, descending=False)  # where each element went
@@ -615,7 +618,7 @@ _sort.example((6,), axis=0, descending=False)
 _sort.example((3, 4), axis=1, descending=True)
 _argsort.example((3, 4), axis=0, descending=True)
 
-
+# %% ../../nbs/09b_shape.ipynb #6a1c2664
 def argsort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
     "The indices that sort `x` along `axis`; equal elements keep their order, NaN is the largest."
     x = as_tensor(x)
@@ -681,7 +684,7 @@ def searchsorted(x1: Any, x2: Any, /, *, side: str = "left", sorter: Any = None)
     x1 = x1 if sorter is None else take(x1, sorter)
     return cast(Tensor, _searchsorted(x1, as_tensor(x2), side=side))
 
-# %% ../../nbs/09b_shape.ipynb #251d19f3
+# %% ../../nbs/09b_shape.ipynb #beaea4ed
 @primitive
 def unique(xp: Any, x: Any) -> Any:
     "The different values, where each is first, which one each element is, how often each occurs."
@@ -699,7 +702,7 @@ def unique(xp: Any, x: Any) -> Any:
 
 unique.example(np.array([3.0, 1.0, 3.0, 2.0]))
 
-
+# %% ../../nbs/09b_shape.ipynb #91225321
 class UniqueAll(NamedTuple):
     "The results of `unique_all`."
 

@@ -45,11 +45,11 @@ __all__ = ['SINGULAR', 'NOT_POSITIVE', 'NO_CONVERGENCE', 'matrices', 'square_onl
            'lifted', 'slogdet', 'cofactors_vjp', 'cofactors_jvp', 'det', 'definite', 'symmetric', 'lower',
            'cholesky_vjp', 'cholesky_jvp', 'cholesky', 'QRResult', 'tall_only', 'qr_vjp', 'qr_jvp', 'qr', 'quotient',
            'over_gaps', 'EighResult', 'spread', 'eigh_vjp', 'eigh_jvp', 'eigh', 'eigvalsh_vjp', 'eigvalsh_jvp',
-           'eigvalsh', 'SVDResult', 'stretched', 'thin_only', 'svd_vjp', 'svd_jvp', 'svd', 'svdvals_vjp', 'svdvals_jvp',
+           'eigvalsh', 'SVDResult', 'stretched', 'thin_only', 'svd_jvp', 'svd_vjp', 'svd', 'svdvals_vjp', 'svdvals_jvp',
            'svdvals', 'cutoff', 'pinv_vjp', 'pinv_jvp', 'pinv', 'matrix_rank', 'reciprocal_or_zero', 'p_norm_slopes',
            'p_norm_vjp', 'vector_norm', 'matrix_norm']
 
-# %% ../../nbs/09c_linalg.ipynb #95dd3017
+# %% ../../nbs/09c_linalg.ipynb #82d648eb
 def matrices(x: Any, name: str) -> Tensor:
     "`x` as a tensor whose last two axes are matrices."
     x = as_tensor(x)
@@ -70,7 +70,7 @@ def matrix_transpose(x: Any, /) -> Tensor:
     "The last two axes exchanged."
     return swapped(matrices(x, "matrix_transpose"))
 
-
+# %% ../../nbs/09c_linalg.ipynb #15175d90
 def row(x: Tensor) -> Tensor:
     "Vectors as matrices of one row: `a * row(x)` scales the columns of `a`."
     return cast(Tensor, reshape(x, shape=(*x.shape[:-1], 1, x.shape[-1])))
@@ -90,7 +90,7 @@ def constant(x: Tensor, array: Any) -> Tensor:
     "`array` as a constant with the dtype and device of `x`."
     return wrap(backend.asarray(array, dtype=x.dtype, device=x.device))
 
-# %% ../../nbs/09c_linalg.ipynb #8177d469
+# %% ../../nbs/09c_linalg.ipynb #9561ad29
 @primitive
 def _diagonal(xp: Any, x: Any, *, offset: int) -> Any:
     return xp.diagonal(x, offset, -2, -1)
@@ -116,7 +116,7 @@ _from_diagonal.def_vjps(
 )
 _from_diagonal.example((2, 3), shape=(3, 4), offset=1)
 
-
+# %% ../../nbs/09c_linalg.ipynb #bd1da104
 def diagonal(x: Any, /, *, offset: int = 0) -> Tensor:
     "The diagonals of matrices; `offset` 1 is the one above the main diagonal, -1 the one below."
     x = matrices(x, "diagonal")
@@ -331,7 +331,7 @@ class SlogdetResult(NamedTuple):
 
 
 @primitive
-def _slogdet(xp: Any, x: Any, /) -> Any:
+def _slogdet(xp: Any, x: Any) -> Any:
     sign, logabsdet = xp.linalg.slogdet(x)
     return sign, logabsdet
 
@@ -351,7 +351,7 @@ def slogdet(x: Any, /) -> SlogdetResult:
     "Sign and logarithm of the determinants, which don't overflow; 0 and -inf if singular."
     return SlogdetResult(*_slogdet(square_only(x, "slogdet")))
 
-# %% ../../nbs/09c_linalg.ipynb #849ecec4
+# %% ../../nbs/09c_linalg.ipynb #37821802
 @primitive
 def _cofactors(xp: Any, x: Any) -> Any:
     u, s, vh = xp.linalg.svd(x)
@@ -360,7 +360,7 @@ def _cofactors(xp: Any, x: Any) -> Any:
     others = xp.where(xp.eye(n, dtype=bool), 1, s[..., None, :]).prod(-1)  # all but s[i]
     return xp.matmul(u * (others * xp.round(turn)[..., None])[..., None, :], vh)
 
-
+# %% ../../nbs/09c_linalg.ipynb #7ee67d16
 def cofactors_vjp(g: Tensor, out: Tensor, x: Tensor) -> Any:
     h = inv(x).mT
     return inner(g, out) * h - h @ g.mT @ out
@@ -376,7 +376,7 @@ _cofactors.def_jvps(cofactors_jvp)
 _cofactors.example((3, 3), through=well)
 _cofactors.example((2, 2, 2), through=well)
 
-
+# %% ../../nbs/09c_linalg.ipynb #f9823cd1
 @primitive
 def _det(xp: Any, x: Any) -> Any:
     return xp.linalg.det(x)
@@ -392,7 +392,7 @@ def det(x: Any, /) -> Tensor:
     "The determinants of square matrices; for large ones `slogdet` is safer."
     return cast(Tensor, _det(square_only(x, "det")))
 
-# %% ../../nbs/09c_linalg.ipynb #980e7066
+# %% ../../nbs/09c_linalg.ipynb #3ae86290
 NOT_POSITIVE = "is not positive definite"
 
 
@@ -411,7 +411,7 @@ def lower(x: Tensor, diagonal: float = 1.0) -> Any:
     n = x.shape[-1]
     return x * constant(x, np.tri(n) - (1 - diagonal) * np.eye(n))
 
-
+# %% ../../nbs/09c_linalg.ipynb #7400fab6
 @primitive
 def _cholesky(xp: Any, x: Any) -> Any:
     return guarded(xp, "cholesky", NOT_POSITIVE, xp.linalg.cholesky, x)
@@ -443,7 +443,7 @@ def cholesky(x: Any, /, *, upper: bool = False) -> Tensor:
     out = _cholesky(square_only(x, "cholesky"))
     return swapped(out) if upper else cast(Tensor, out)
 
-# %% ../../nbs/09c_linalg.ipynb #b54aa2c1
+# %% ../../nbs/09c_linalg.ipynb #0f7db626
 class QRResult(NamedTuple):
     "An orthogonal and an upper triangular factor."
 
@@ -465,7 +465,7 @@ def tall_only(x: Tensor, mode: str) -> None:
             " there is one for mode='reduced' and at least as many rows as columns"
         )
 
-
+# %% ../../nbs/09c_linalg.ipynb #ad906603
 def qr_vjp(g: Any, out: Any, x: Tensor, mode: str) -> tuple[Tensor]:
     tall_only(x, mode)
     (q, r), (q_bar, r_bar) = out, g
@@ -522,7 +522,7 @@ def over_gaps(x: Tensor, w: Tensor) -> Any:
     eye = constant(x, np.eye(x.shape[-1]))
     return quotient(x * (1 - eye), row(w) - column(w) + eye)
 
-# %% ../../nbs/09c_linalg.ipynb #27a856d0
+# %% ../../nbs/09c_linalg.ipynb #dc20f8ce
 class EighResult(NamedTuple):
     "Eigenvalues, ascending, and eigenvectors in the columns."
 
@@ -539,11 +539,11 @@ def spread(x: Any) -> Any:
 
 
 @primitive
-def _eigh(xp: Any, x: Any, /) -> Any:
+def _eigh(xp: Any, x: Any) -> Any:
     w, v = guarded(xp, "eigh", NO_CONVERGENCE, xp.linalg.eigh, x)
     return w, v
 
-
+# %% ../../nbs/09c_linalg.ipynb #8fb290ac
 def eigh_vjp(g: Any, out: Any, x: Tensor) -> tuple[Tensor]:
     (w, v), (w_bar, v_bar) = out, g
     return (symmetric((v * row(w_bar) + v @ over_gaps(v.mT @ v_bar, w)) @ v.mT),)
@@ -596,7 +596,7 @@ def eigvalsh(x: Any, /) -> Tensor:
     "The eigenvalues of symmetric matrices, ascending."
     return cast(Tensor, _eigvalsh(square_only(x, "eigvalsh")))
 
-# %% ../../nbs/09c_linalg.ipynb #824115d1
+# %% ../../nbs/09c_linalg.ipynb #1b9a8c17
 class SVDResult(NamedTuple):
     "`U * S @ Vh`: orthonormal columns, singular values (descending), orthonormal rows."
 
@@ -627,21 +627,7 @@ def thin_only(x: Tensor, full_matrices: bool) -> None:
             " additional vectors are arbitrary; there is one for full_matrices=False"
         )
 
-
-def svd_vjp(g: Any, out: Any, x: Tensor, full_matrices: bool) -> tuple[Tensor]:
-    thin_only(x, full_matrices)
-    (u, s, vh), (u_bar, s_bar, vh_bar) = out, g
-    a, b = u.mT @ u_bar, vh @ vh_bar.mT
-    fa, fb = over_gaps(a, s * s), over_gaps(b, s * s)
-    middle = (fa + fa.mT) * row(s) + column(s) * (fb + fb.mT)
-    x_bar = (u @ middle + u * row(s_bar)) @ vh
-    if x.shape[-2] > x.shape[-1]:
-        x_bar = x_bar + quotient(u_bar - u @ a, row(s)) @ vh
-    if x.shape[-2] < x.shape[-1]:
-        x_bar = x_bar + u @ quotient(vh_bar - b.mT @ vh, column(s))
-    return (x_bar,)
-
-
+# %% ../../nbs/09c_linalg.ipynb #40c0ee36
 def svd_jvp(t: Any, out: Any, x: Tensor, full_matrices: bool) -> tuple[Tensor, Tensor, Tensor]:
     thin_only(x, full_matrices)
     u, s, vh = out
@@ -656,6 +642,20 @@ def svd_jvp(t: Any, out: Any, x: Tensor, full_matrices: bool) -> tuple[Tensor, T
     return du, diagonal(p), dv.mT
 
 
+def svd_vjp(g: Any, out: Any, x: Tensor, full_matrices: bool) -> tuple[Tensor]:
+    thin_only(x, full_matrices)
+    (u, s, vh), (u_bar, s_bar, vh_bar) = out, g
+    a, b = u.mT @ u_bar, vh @ vh_bar.mT
+    fa, fb = over_gaps(a, s * s), over_gaps(b, s * s)
+    middle = (fa + fa.mT) * row(s) + column(s) * (fb + fb.mT)
+    x_bar = (u @ middle + u * row(s_bar)) @ vh
+    if x.shape[-2] > x.shape[-1]:
+        x_bar = x_bar + quotient(u_bar - u @ a, row(s)) @ vh
+    if x.shape[-2] < x.shape[-1]:
+        x_bar = x_bar + u @ quotient(vh_bar - b.mT @ vh, column(s))
+    return (x_bar,)
+
+# %% ../../nbs/09c_linalg.ipynb #8682be16
 _svd.def_vjp_all(svd_vjp)
 _svd.def_jvp_all(svd_jvp)
 _svd.example((3, 3), through=stretched, full_matrices=True)
@@ -701,7 +701,7 @@ def svdvals(x: Any, /) -> Tensor:
     "The singular values, descending."
     return cast(Tensor, _svdvals(matrices(x, "svdvals")))
 
-# %% ../../nbs/09c_linalg.ipynb #617351c6
+# %% ../../nbs/09c_linalg.ipynb #1cc54f46
 def cutoff(x: Any, s: Any, rtol: float | None) -> Any:
     "Which singular values `s` of `x` count as not zero."
     if rtol is None:
@@ -719,7 +719,7 @@ def _pinv(xp: Any, x: Any, *, rtol: float | None) -> Any:
     inverse = xp.where(keep, 1 / xp.where(keep, s, 1), 0)
     return xp.matmul(xp.swapaxes(vh, -2, -1) * inverse[..., None, :], xp.swapaxes(u, -2, -1))
 
-
+# %% ../../nbs/09c_linalg.ipynb #bc9fc340
 def pinv_vjp(g: Tensor, out: Tensor, x: Tensor, rtol: float | None) -> Any:
     p, gt = out, g.mT
     a, b = gt @ p @ p.mT, p.mT @ p @ gt
@@ -747,7 +747,7 @@ def pinv(x: Any, /, *, rtol: float | None = None) -> Tensor:
     """
     return cast(Tensor, _pinv(matrices(x, "pinv"), rtol=None if rtol is None else float(rtol)))
 
-
+# %% ../../nbs/09c_linalg.ipynb #daa52eef
 @primitive(casts=True)
 def _matrix_rank(xp: Any, x: Any, *, rtol: float | None) -> Any:
     def f(x: Any) -> Any:
@@ -763,7 +763,7 @@ def matrix_rank(x: Any, /, *, rtol: float | None = None) -> Tensor:
     "How many singular values exceed `rtol` times the largest one (default as for `pinv`)."
     return cast(Tensor, _matrix_rank(matrices(x, "matrix_rank"), rtol=rtol))
 
-# %% ../../nbs/09c_linalg.ipynb #90220219
+# %% ../../nbs/09c_linalg.ipynb #60398523-2
 @primitive
 def reciprocal_or_zero(xp: Any, x: Any) -> Any:
     return xp.where(x == 0, 0, 1 / xp.where(x == 0, 1, x)).astype(x.dtype, copy=False)
@@ -773,7 +773,7 @@ reciprocal_or_zero.def_slopes(lambda out, x: -(out * out))
 reciprocal_or_zero.example((2, 3), low=0.5, high=2.0)
 reciprocal_or_zero.example(np.array([-2.0, 4.0]))
 
-
+# %% ../../nbs/09c_linalg.ipynb #b9bb7743
 @primitive
 def _p_norm(xp: Any, x: Any, *, ord: float, axis: tuple[int, ...]) -> Any:
     if ord == 2:
@@ -799,7 +799,7 @@ _p_norm.example((2, 3), ord=2.0, axis=(0, 1))
 _p_norm.example((2, 3, 2), ord=3.0, axis=(1,), low=0.2)
 _p_norm.example((4, 2), ord=2.0, axis=(1,))
 
-
+# %% ../../nbs/09c_linalg.ipynb #ebd310a5
 def vector_norm(
     x: Any,
     /,

@@ -18,7 +18,7 @@ __all__ = ['reshape', 'fitted', 'shared', 'flatten', 'expand_dims', 'squeeze', '
            'broadcast_shapes', 'broadcast_to', 'broadcast_arrays', 'tile', 'flip', 'roll', 'concat_vjp', 'concat_jvp',
            'concat', 'stack', 'split', 'chunk', 'unstack', 'iterate', 'of_shape', 'permuted']
 
-# %% ../../nbs/09b_shape.ipynb #73f3e796
+# %% ../../nbs/09b_shape.ipynb #f066ddeb
 def reshape(x: Any, /, shape: int | tuple[int, ...], *, copy: bool | None = None) -> Tensor:
     """The same elements in another shape; one length may be -1, to be worked out.
 
@@ -32,7 +32,7 @@ def reshape(x: Any, /, shape: int | tuple[int, ...], *, copy: bool | None = None
         raise ValueError(f"reshape: {x.shape} to {lengths} has to copy, and copy=False")
     return cast(Tensor, out)
 
-
+# %% ../../nbs/09b_shape.ipynb #7b63f2ab
 def fitted(shape: tuple[int, ...], x: Tensor) -> tuple[int, ...]:
     "`shape` with its -1 worked out; raises ShapeError if the elements of `x` don't fit."
     if -1 not in shape and prod(shape) == x.size and min(shape, default=0) >= 0:
@@ -55,7 +55,7 @@ def shared(x: Tensor, y: Tensor) -> bool:
     "Whether two tensors may use the same memory."
     return bool(device_of(x.data).xp.may_share_memory(x.data, y.data))
 
-# %% ../../nbs/09b_shape.ipynb #50d518e5
+# %% ../../nbs/09b_shape.ipynb #712623d2
 def flatten(x: Any, /, start: int = 0, end: int = -1) -> Tensor:
     "Axes `start` to `end` (inclusive; default: all) as one."
     x = as_tensor(x)
@@ -66,7 +66,7 @@ def flatten(x: Any, /, start: int = 0, end: int = -1) -> Tensor:
         raise ShapeError(f"flatten: axes {start} to {end} of a tensor with {x.ndim} axes")
     return reshape(x, (*x.shape[:first], prod(x.shape[first : last + 1]), *x.shape[last + 1 :]))
 
-
+# %% ../../nbs/09b_shape.ipynb #ad5972db
 def expand_dims(x: Any, /, axis: int | tuple[int, ...] = 0) -> Tensor:
     "New axes of length 1, at these places of the result."
     x = as_tensor(x)
@@ -89,7 +89,7 @@ def squeeze(x: Any, /, axis: int | tuple[int, ...] | None = None) -> Tensor:
             raise ShapeError(f"squeeze: axis {k} of shape {x.shape} has length {x.shape[k]}, not 1")
     return reshape(x, tuple(n for k, n in enumerate(x.shape) if k not in gone))
 
-# %% ../../nbs/09b_shape.ipynb #8c090260
+# %% ../../nbs/09b_shape.ipynb #a0ce9ffb
 def permute_dims(x: Any, /, axes: tuple[int, ...]) -> Tensor:
     "The axes in another order: axis `k` of the result is axis `axes[k]` of `x`."
     x = as_tensor(x)
@@ -98,7 +98,7 @@ def permute_dims(x: Any, /, axes: tuple[int, ...]) -> Tensor:
         raise ShapeError(f"permute_dims: axes {tuple(axes)} for a tensor of shape {x.shape}")
     return cast(Tensor, core.permute_dims(x, axes=order))
 
-
+# %% ../../nbs/09b_shape.ipynb #386343ad
 def moveaxis(
     x: Any, source: int | tuple[int, ...], destination: int | tuple[int, ...], /
 ) -> Tensor:
@@ -161,7 +161,7 @@ def tile(x: Any, repetitions: tuple[int, ...], /) -> Tensor:
     laid = broadcast_to(apart, tuple(m for pair in pairs for m in pair))
     return reshape(laid, tuple(t * n for t, n in pairs))
 
-# %% ../../nbs/09b_shape.ipynb #6183e911
+# %% ../../nbs/09b_shape.ipynb #f2fc8256
 @primitive
 def _flip(xp: Any, x: Any, *, axis: tuple[int, ...]) -> Any:
     return xp.flip(x, axis)
@@ -185,7 +185,7 @@ _roll.def_vjps(
 _roll.example((5,), shift=(2,), axis=(0,))
 _roll.example((2, 3), shift=(1, -4), axis=(0, 1))
 
-
+# %% ../../nbs/09b_shape.ipynb #5cd0306e
 def flip(x: Any, /, *, axis: int | tuple[int, ...] | None = None) -> Tensor:
     "The order of the elements reversed along `axis` (default: along all)."
     x = as_tensor(x)
@@ -206,7 +206,7 @@ def roll(
     each = tuple(axes_of(k, x.ndim, "roll")[0] for k in axes)  # an axis may be rolled twice
     return cast(Tensor, _roll(x, shift=tuple(map(int, shifts)), axis=each))
 
-# %% ../../nbs/09b_shape.ipynb #ffdedbd1
+# %% ../../nbs/09b_shape.ipynb #58967316
 @primitive
 def _concat(xp: Any, *xs: Any, axis: int) -> Any:
     return xp.concatenate(xs, axis)
@@ -220,7 +220,7 @@ def _split(xp: Any, x: Any, *, sizes: tuple[int, ...], axis: int) -> Any:
         start += n
     return tuple(parts)
 
-
+# %% ../../nbs/09b_shape.ipynb #79111125
 def concat_vjp(g: Tensor, out: Tensor, *xs: Any, axis: int) -> tuple[Tensor, ...]:
     parts = _split(g, sizes=tuple(x.shape[axis] for x in xs), axis=axis)
     return tuple(
@@ -242,7 +242,7 @@ _split.def_jvp_all(lambda t, out, x, sizes, axis: _split(t[0], sizes=sizes, axis
 _split.example((5, 2), sizes=(2, 3), axis=0)
 _split.example((2, 4), sizes=(1, 2, 1), axis=1)
 
-# %% ../../nbs/09b_shape.ipynb #fec54231
+# %% ../../nbs/09b_shape.ipynb #21ccf2cc
 def concat(arrays: Sequence[Any], /, *, axis: int | None = 0) -> Tensor:
     "Tensors joined along an existing axis; `axis=None` joins them flat."
     xs = [as_tensor(x) for x in arrays]
@@ -260,7 +260,7 @@ def concat(arrays: Sequence[Any], /, *, axis: int | None = 0) -> Tensor:
             )
     return cast(Tensor, _concat(*xs, axis=k))
 
-
+# %% ../../nbs/09b_shape.ipynb #714f402b
 def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Tensor:
     "Tensors of one shape joined along a new axis."
     xs = [as_tensor(x) for x in arrays]
