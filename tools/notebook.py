@@ -5,9 +5,10 @@
     python -m tools.notebook run   nbs/*.ipynb                         # execute, store outputs
     python -m tools.notebook check nbs/*.ipynb                         # execute, compare outputs
 
-A cell that begins with `#| timing` prints what a clock said, which no second run repeats: `run`
-keeps its stored output once it has one (`--timings` measures again) and `check` runs it without
-comparing.
+A cell that begins with `#| timing` prints what a clock said, which no second run repeats, and one
+with `#| rounding` the last digits of sums that another processor adds up in another order. `run`
+keeps the stored output of both once they have one (`--timings` measures again) and `check` runs
+them without comparing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Cell = dict[str, Any]
-VOLATILE = re.compile(r"^#\|\s*timing\b", re.M)
+VOLATILE = re.compile(r"^#\|\s*(?:timing|rounding)\b", re.M)
 KEY = re.compile(r"course\.ch\d\d[a-z]?")  # the modules with the keys of exercises
 
 
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="chapters that run at the same time")
     parser.add_argument(
-        "--timings", action="store_true", help="with `run`: measure `#| timing` cells again"
+        "--timings", action="store_true", help="with `run`: make the stored outputs of those cells anew"
     )
     args = parser.parse_args()
     if args.action == "text":
