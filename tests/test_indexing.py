@@ -197,6 +197,18 @@ def test_masks_without_axes() -> None:
         assert x[:, Tensor(flag)].shape == x.data[:, np.array(flag)].shape
 
 
+def test_an_empty_index_looks_nothing_up() -> None:
+    "With no place to look up, the other index arrays may point anywhere, as in NumPy."
+    none, far = np.array([], "int64"), np.array([7])
+    for lengths in ((1, 0), (2, 3)):
+        x = tensor(*lengths)
+        y = x[none, far]
+        (g,) = gradients(y, [x], Tensor(np.zeros(0)))
+        assert y.shape == (0,) and g.shape == lengths
+        for written in (x.at[none, far].set(1.0), x.at[none, far].add(1.0)):
+            assert np.array_equal(written.data, x.data)
+
+
 def test_a_mask_has_gradients() -> None:
     x = tensor(3, 4)
     mask = x.data > 0
