@@ -541,7 +541,11 @@ def binary(primitive: Primitive) -> Callable[[Any, Any], Any]:
             data = impl(np, a, b)
         except (ValueError, TypeError, IndexError) as error:
             raise explained(error, primitive, (a, b), NO_PARAMS) from error
-        if type(data) is not ndarray or data.dtype is not FLOAT32:
+        if (
+            type(data) is not ndarray
+            or data.dtype is not FLOAT32
+            or (getattr(a, "dtype", 0) is not FLOAT32 and getattr(b, "dtype", 0) is not FLOAT32)
+        ):
             data = tidy(data, primitive, (a, b))
             if type(data) is tuple:
                 return results(data, primitive, (x, y), needs)
