@@ -297,6 +297,20 @@ def test_every_reference_solution_passes_where_the_learner_writes_it(
     assert outcome.code == 0, outcome.text
 
 
+def test_slow_imports_are_not_the_answers_fault(
+    course: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "The time of an exercise is for its own cell, not for what the chapter imports before."
+    answer(course, "03.1", "def atan(x):\n    ...")
+    [path] = course.glob("week-*/03_value.ipynb")
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    first = code_cells(notebook)[0]
+    first["source"] = "class Slow:\n    import time\n    time.sleep(0.6)"
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    monkeypatch.setattr(exercises("03")[0], "seconds", 0.5)
+    assert check_answers("03.1", course).record["exercises"][0]["status"] == "not started"
+
+
 def test_what_can_go_wrong_with_an_answer(course: Path) -> None:
     answer(course, "03.1", "def atan(x):\n    return x.sin()")
     answer(course, "03.2", "def hypot(x, y)\n    return 1")
