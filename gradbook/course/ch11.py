@@ -122,12 +122,12 @@ class LowRank(Exercise):
         module = answer(n_in, n_out, rank)
         x = random.normal(random.key(5), (40, n_in))
         at_zero = module(np.zeros(n_in, "float32"))
-        y, both = module(x) - at_zero, module(3.0 * x) - at_zero
+        y, other = module(x) - at_zero, module(-x) - at_zero
         (y * y).sum().backward()
         return {
             "shape of the output": y.shape,
             "rank": int(np.linalg.matrix_rank(y.detach().numpy(), tol=1e-4)),
-            "linear": bool(np.allclose(both.numpy(), 3.0 * y.numpy(), atol=1e-4)),
+            "linear": bool(np.allclose(other.numpy(), -y.numpy(), atol=1e-4)),
             "parameters": sum(p.size for p in module.parameters()),
             "without a gradient": [n for n, p in module.named_parameters() if p.grad is None],
         }
@@ -273,10 +273,10 @@ questions = Quiz(
     Question(
         "`self.scale = Tensor([1.0, 2.0])` in a module. What is `scale`?",
         right="a buffer",
-        because="it requires no gradient when it is assigned; it is saved and moved, and not trained",
+        because="it requires no gradient when it is assigned; it is saved and moved, not trained",
         wrong={
             "a parameter": "for that it would have to require a gradient: `Parameter([1.0, 2.0])`",
-            "an ordinary attribute": "tensors always have a role, so that `to()` and files find them",
+            "an ordinary attribute": "a tensor always has a role: `to()` and files must find it",
             "an error": "it is what running means and masks need",
         },
     ),

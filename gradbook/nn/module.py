@@ -386,7 +386,8 @@ def own_row(module: Module, name: str, depth: int, seen: dict[int, str], path: s
         size += tensor.size if role == "parameter" else 0
         note = "" if tensor.requires_grad else " buffer" if role == "buffer" else " frozen"
         words.append(f"{key} {tensor.shape}{note}")
-    return Row(depth, name, f"{type(module).__name__}({module.extra_repr()})", ", ".join(words), size)
+    kind = f"{type(module).__name__}({module.extra_repr()})"
+    return Row(depth, name, kind, ", ".join(words), size)
 
 
 def rows_of(module: Module, name: str, depth: int, seen: dict[int, str], path: str) -> list[Row]:
