@@ -158,6 +158,13 @@ def test_keys_of_other_things() -> None:
         split(key(0), -1)
 
 
+@pytest.mark.parametrize("name", ["key", "split", "fold_in", "integers"])
+def test_fractions_are_no_counts(name: str) -> None:
+    f = getattr(module, name)
+    with pytest.raises(TypeError, match=f"^{name}: 1.5 is no whole number"):
+        f(1.5) if name == "key" else f(key(0), *[3, 1.5][name != "integers" :])
+
+
 @settings(deadline=None)
 @given(KEYS, st.integers(0, 20), st.integers(0, 20))
 def test_split_gives_prefixes(k: Key, m: int, n: int) -> None:

@@ -163,7 +163,7 @@ def as_dtype(x: Any = None) -> Dtype:
 
 
 def is_floating(dtype: Any) -> bool:
-    "Whether numbers of this dtype have fractions, so that slopes make sense."
+    "Whether numbers of this dtype have fractions, so that slopes make sense. Raises DtypeError."
     return as_dtype(dtype).kind == "f"
 
 
@@ -215,7 +215,7 @@ def set_default_device(device: str | Device) -> None:
 
 @contextmanager
 def using(dtype: Any = None, device: str | Device | None = None) -> Iterator[None]:
-    "Other defaults inside a `with` block, for this thread only."
+    "Other defaults inside a `with` block, for this thread only. Raises DtypeError, DeviceError."
     chosen = {} if _block.get() is _program else dict(_block.get())
     if dtype is not None:
         chosen["dtype"] = floating(dtype)
@@ -360,14 +360,20 @@ def asarray(
 
 # %% ../../nbs/07_backend.ipynb #588ece8e
 def from_dlpack(x: Any, device: str | Device | None = None, copy: bool | None = None) -> Array:
-    "An array on the same memory as `x`, which may come from any library that speaks DLPack."
+    """An array on the same memory as `x`, which may come from any library that speaks DLPack.
+
+    Raises TypeError if `x` doesn't, ValueError if `copy` is False and it must be copied.
+    """
     if not hasattr(x, "__dlpack__"):
         raise TypeError(f"from_dlpack: {type(x).__name__} does not speak DLPack; use asarray")
     return asarray(shared(x), device=device, copy=copy)
 
 
 def to_numpy(x: Any) -> np.ndarray[Any, Any]:
-    "`x` as a NumPy array: itself if it is one, copied from a GPU if it must be."
+    """`x` as a NumPy array: itself if it is one, copied from a GPU if it must be.
+
+    Raises as `asarray`.
+    """
     array: np.ndarray[Any, Any] = transfer(asarray(x), CPU)
     return array
 

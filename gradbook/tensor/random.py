@@ -31,9 +31,9 @@ from gradbook.tensor.backend import (
 )
 
 # %% auto #0
-__all__ = ['MULTIPLIERS', 'STEPS', 'MASK', 'DRAW', 'BLOCK', 'SPLIT', 'FOLD', 'WORDS_EACH', 'philox', 'blocks', 'Key', 'word_pair',
-           'checked', 'key', 'sizes', 'fill', 'bits', 'split', 'fold_in', 'joined', 'fractions', 'uniform', 'bell',
-           'normal', 'integers', 'bernoulli', 'permutation', 'choice', 'weighted']
+__all__ = ['MULTIPLIERS', 'STEPS', 'MASK', 'DRAW', 'BLOCK', 'SPLIT', 'FOLD', 'WORDS_EACH', 'philox', 'blocks', 'Key', 'whole',
+           'word_pair', 'checked', 'key', 'sizes', 'fill', 'bits', 'split', 'fold_in', 'joined', 'fractions', 'uniform',
+           'bell', 'normal', 'integers', 'bernoulli', 'permutation', 'choice', 'weighted']
 
 # %% ../../nbs/07_backend.ipynb #8814a91b
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -113,15 +113,24 @@ class Key:
 
 
 # %% ../../nbs/07_backend.ipynb #bed1ab2e
+def whole(function: str, number: Any) -> int:
+    "A whole number, of whatever class, as Python's int; raises TypeError."
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{function}: {number!r} is no whole number") from None
+
+
 def word_pair(name: str, number: int) -> tuple[int, int]:
     "A whole number from 0 to 2**64 - 1 as two words, the lower one first; raises ValueError."
-    number = operator.index(number)
+    number = whole(name, number)
     if not 0 <= number < 2**64:
         raise ValueError(f"{name}: {number} is not between 0 and 2**64 - 1")
     return number & MASK, number >> 32
 
 
 def checked(key: Key, function: str) -> Key:
+    "The key, if it is one; else raises TypeError."
     if not isinstance(key, Key):
         kind = type(key).__name__
         raise TypeError(f"{function}: the first argument is a Key, not {kind}; try key(0)")
@@ -129,7 +138,7 @@ def checked(key: Key, function: str) -> Key:
 
 
 def key(seed: int) -> Key:
-    "The key for a seed between 0 and 2**64 - 1."
+    "The key for a seed from 0 to 2**64 - 1. Raises ValueError beyond, TypeError for fractions."
     return Key(*word_pair("key", seed))
 
 
@@ -182,15 +191,18 @@ SPLIT, FOLD = 1, 2
 
 
 def split(key: Key, n: int = 2) -> tuple[Key, ...]:
-    "`n` new keys; those of a smaller `n` are the first of them."
-    state, count = checked(key, "split").state(), operator.index(n)
+    "`n` new keys; those of a smaller `n` are the first of them. Raises ValueError if `n` < 0."
+    state, count = checked(key, "split").state(), whole("split", n)
     if count < 0:
         raise ValueError(f"split: {n} keys")
     return tuple(Key(*philox((*word_pair("split", i), 0, SPLIT), state)[:2]) for i in range(count))
 
 
 def fold_in(key: Key, number: int) -> Key:
-    "A new key for each number from 0 to 2**64 - 1, such as the step of a training run."
+    """A new key for each number, such as the step of a training run.
+
+    Raises ValueError unless `number` is from 0 to 2**64 - 1.
+    """
     pair = word_pair("fold_in", number)
     return Key(*philox((*pair, 0, FOLD), checked(key, "fold_in").state())[:2])
 
@@ -223,7 +235,11 @@ def uniform(
     dtype: Any = None,
     device: str | Device | None = None,
 ) -> Array:
-    "Numbers from `low` up to, but never, `high`; raises ValueError if there are none."
+    """Numbers from `low` up to, but never, `high`.
+
+    Raises ValueError unless `low` < `high`, both finite, and DtypeError unless `dtype` has
+    fractions.
+    """
     kind = floating(dtype)
     a, b = kind.type(low), kind.type(high)
     with np.errstate(over="ignore"):
@@ -271,7 +287,10 @@ def normal(
     dtype: Any = None,
     device: str | Device | None = None,
 ) -> Array:
-    "Normally distributed numbers, always finite; raises ValueError for a negative `std`."
+    """Normally distributed numbers, always finite.
+
+    Raises ValueError for a negative `std`, and if `dtype` can't hold `mean` and 9 `std` around it.
+    """
     kind = floating(dtype)  # no number is more than 9 `std` away from `mean`
     if not (std >= 0 and abs(mean) + 9 * std <= float(np.finfo(kind).max)):
         raise ValueError(f"normal: mean {mean} and std {std} in {kind}: need finite, and std >= 0")
@@ -294,9 +313,10 @@ def integers(
 ) -> Array:
     """Whole numbers from `low` to `high - 1`, dtype int64; at most 2**32 different ones.
 
-    Each has its probability to a relative error below 2**-32. Raises ValueError.
+    Each has its probability to a relative error below 2**-32. Raises ValueError for an empty or a
+    larger range.
     """
-    a, b = operator.index(low), operator.index(high)
+    a, b = whole("integers", low), whole("integers", high)
     if not (-(2**63) <= a < b <= 2**63 and b - a <= 2**32):
         raise ValueError(f"integers: from {a} to below {b}: need 1 to 2**32 numbers within int64")
     width, half = np.uint64(b - a), np.uint64(32)
@@ -316,7 +336,11 @@ def bernoulli(
     shape: int | Sequence[int] | None = None,
     device: str | Device | None = None,
 ) -> Array:
-    "True with probability `p` (a number, or an array that fits `shape`), to 2**-32; dtype bool."
+    """True with probability `p`, to 2**-32; dtype bool.
+
+    `p`: a number, or an array that broadcasts to `shape` (default: its own). Raises ValueError if
+    it doesn't, or isn't from 0 to 1.
+    """
     place = as_device(device)
     chance = transfer(asarray(p, dtype=float64), place)
     if not ((chance >= 0) & (chance <= 1)).all():
@@ -330,7 +354,10 @@ def bernoulli(
 
 # %% ../../nbs/07_backend.ipynb #2d24c883
 def permutation(key: Key, x: Any, device: str | Device | None = None) -> Array:
-    "The numbers 0 to `x - 1` in random order, or the rows of an array `x` in random order."
+    """The numbers 0 to `x - 1` in random order, or the rows of an array `x` in random order.
+
+    Raises ValueError if `x` is negative, or an array without axes.
+    """
     if isinstance(x, (int, np.integer)):
         (n,) = sizes(x, "permutation")
         words = bits(key, 2 * n, device)
@@ -353,7 +380,8 @@ def choice(
 ) -> Array:
     """Random rows of an array, or random numbers from 0 to `a - 1`; `p` are their probabilities.
 
-    Without `replace` no row comes twice. Raises ValueError.
+    Of rows `(n, ...)` the result is `(*shape, ...)`; without `replace` no row comes twice. Raises
+    ValueError if there are too few, or `p` is not `(n,)`, from 0 on, with sum 1.
     """
     rows = None if isinstance(a, (int, np.integer)) else asarray(a, device=device)
     n = int(a) if rows is None else len(rows)
