@@ -415,7 +415,10 @@ def value_and_grad(
 def grad(
     f: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
 ) -> Callable[..., Any]:
-    "A function that returns the gradient of `f`; with `has_aux` `(gradient, aux)`."
+    """A function that returns the gradient of `f`; with `has_aux` `(gradient, aux)`.
+
+    Shapes and errors as in `value_and_grad`.
+    """
     both = value_and_grad(f, argnums, has_aux)
 
     @wraps(f)
@@ -480,7 +483,7 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
 def linearize(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
     """`f(*primals)`, and a function of tangents that carries them to the result, as `jvp` does.
 
-    `f` runs once; the function repeats only what is linear in the tangents.
+    `f` runs once; the function repeats only what is linear in the tangents. Raises as `jvp` does.
     """
     out, back = vjp(f, *primals)
     with enable_grad():
@@ -938,7 +941,10 @@ def by_columns(job: Task) -> Any:
 
 # %% ../../nbs/10_transforms.ipynb #ba7838cb
 def jacfwd(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
-    "The Jacobian `(*result, *argument)` by forward mode: for few numbers in and many out."
+    """The Jacobian `(*result, *argument)` by forward mode: for few numbers in and many out.
+
+    Raises as `jacobian` does.
+    """
 
     @wraps(f)
     def run(*args: Any, **options: Any) -> Any:
@@ -948,7 +954,10 @@ def jacfwd(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callabl
 
 
 def jacrev(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
-    "The Jacobian `(*result, *argument)` by reverse mode: for many numbers in and few out."
+    """The Jacobian `(*result, *argument)` by reverse mode: for many numbers in and few out.
+
+    Raises as `jacobian` does.
+    """
 
     @wraps(f)
     def run(*args: Any, **options: Any) -> Any:
@@ -961,8 +970,8 @@ def jacrev(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callabl
 def jacobian(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
     """The Jacobian of `f` with respect to argument `argnums`, `(*result shape, *argument shape)`.
 
-    In the structure of the results, and in each place that of the argument. Forward mode if
-    fewer numbers go in than come out, else reverse. Raises as `grad` and `jvp` do.
+    In the structure of the results, and in each place that of the argument. Forward mode if fewer
+    numbers go in than come out, else reverse. Raises TransformError, DtypeError.
     """
 
     @wraps(f)
@@ -976,15 +985,18 @@ def jacobian(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Calla
 
 # %% ../../nbs/10_transforms.ipynb #b8714fc4
 def hessian(f: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:
-    "The second derivatives `(*result, *argument, *argument)`: forward over reverse."
+    """The second derivatives `(*result, *argument, *argument)`: forward over reverse.
+
+    Raises as `jacobian` does.
+    """
     return jacfwd(jacrev(f, argnums), argnums)
 
 
 def hvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
     """The Hessian of `f`, one number, times `tangents`, without the Hessian.
 
-    Shaped as the tangent if `f` has one argument, else a tuple with one for each.
-    Source: Pearlmutter (1994).
+    Shaped as the tangent if `f` has one argument, else a tuple with one for each. Raises as `grad`
+    and `jvp` do. Source: Pearlmutter (1994).
     """
     slopes = grad(f, argnums=tuple(range(len(primals))))
     _, out = jvp(slopes, primals, tangents)

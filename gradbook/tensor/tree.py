@@ -125,7 +125,10 @@ class StructureError(ValueError):
 
 
 def tree_unflatten(structure: Structure, leaves: Iterable[Any]) -> Any:
-    "The tree of this structure with these leaves: `tree_flatten` backwards."
+    """The tree of this structure with these leaves: `tree_flatten` backwards.
+
+    Raises StructureError if there are not enough.
+    """
     source = iter(leaves)
     try:
         return grown(structure, source)
