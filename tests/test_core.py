@@ -1089,3 +1089,15 @@ def test_the_graphics_card_gives_the_same() -> None:
     assert there[0].grad.device.kind == "cuda"
     assert pickle.loads(pickle.dumps(x)).device.kind == "cpu"
     assert "device=cuda:0" in repr(there[0])
+
+
+def test_bad_operands_are_blamed_on_the_operation() -> None:
+    x = Tensor([1.0, 2.0])
+    with pytest.raises(DtypeError, match=r"^add: str of dtype"):
+        x + "a"
+    with pytest.raises(DtypeError, match=r"^multiply: NoneType"):
+        None * x
+    with pytest.raises(ValueError, match=r"^subtract: no rectangle of numbers"):
+        x - [[1, 2], [3]]
+    with pytest.raises(OverflowError, match=r"^add\(\(1,\), 200\): Python integer 200"):
+        Tensor([1], dtype="int8") + 200

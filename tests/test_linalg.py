@@ -367,6 +367,13 @@ def test_the_determinant_of_a_singular_matrix_has_a_gradient() -> None:
     np.testing.assert_allclose(linalg._cofactors(np.diag([2.0, 3.0, 0.0])).numpy()[2, 2], 6.0)
 
 
+def test_the_second_derivative_of_a_singular_determinant_says_what_is_missing() -> None:
+    x = Tensor([[1.0, 2.0], [2.0, 4.0]], requires_grad=True)
+    (slope,) = gradients(linalg.det(x), [x], create_graph=True)
+    with pytest.raises(linalg.LinAlgError, match=r"^det: the matrix is singular.*write the det"):
+        gradients((slope * [[1.0, 2.0], [3.0, 4.0]]).sum(), [x])
+
+
 def test_the_sign_of_a_determinant_survives() -> None:
     x = np.array([[0.0, 1.0], [1.0, 0.0]])
     assert ops.linalg.slogdet(x).sign.item() == -1 and ops.linalg.det(x).item() == -1
@@ -456,6 +463,14 @@ def test_norms_at_zero_have_slope_zero_twice() -> None:
 
 def test_norm_zero_counts() -> None:
     assert ops.linalg.vector_norm([0.0, 3.0, -1.0], ord=0).item() == 2
+
+
+def test_counts_and_zeroth_powers_have_gradients_of_zero() -> None:
+    x = Tensor([[1.0, 0.0], [math.nan, math.inf]], requires_grad=True)
+    for out in (linalg.vector_norm(x, ord=0), linalg.matrix_power(x, 0).sum()):
+        assert gradients(out, [x])[0].tolist() == [[0, 0], [0, 0]]
+    assert linalg.vector_norm(x, ord=0).item() == 3
+    assert linalg.matrix_power(x, 0).tolist() == [[1, 0], [0, 1]]
 
 
 def test_norms_keep_their_axes() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradbook.tensor import core, creation, indexing, shape
+from gradbook.tensor import core, creation, indexing, reduce, shape
 from gradbook.tensor.backend import DTYPES, using
 from gradbook.tensor.core import GraphError, ShapeError, Tensor, gradients
 
@@ -310,3 +310,21 @@ def test_an_index_is_one_whole_number() -> None:
     assert list(range(3))[Tensor(1)] == 1
     with pytest.raises(TypeError, match="one whole number"):
         range(Tensor(1.0))
+
+
+def test_bad_axes_and_widths_name_the_operation() -> None:
+    x = Tensor(np.zeros((2, 3)))
+    for axis in (0.5, "a", (0.5,)):
+        with pytest.raises(TypeError, match=r"^expand_dims: axis="):
+            shape.expand_dims(x, axis)  # type: ignore[arg-type]
+    assert shape.expand_dims(x, np.int64(1)).shape == (2, 1, 3)  # type: ignore[arg-type]
+    for f in (indexing.sort, shape.unstack, reduce.argmax, reduce.softmax):
+        with pytest.raises(TypeError, match=rf"^{f.__name__}: axis=\(0, 1\); one whole number"):
+            f(x, axis=(0, 1))  # type: ignore[operator]
+    for widths in ((1, 2, 3), ((1, 1), (2, 2), (3, 3)), 0.5, -1):
+        with pytest.raises(ShapeError, match=r"^pad: widths"):
+            indexing.pad(x, widths)
+    with pytest.raises(ShapeError, match=r"^eye: -1 by -1"):
+        creation.eye(-1)
+    with pytest.raises(ValueError, match=r"^linspace: num=-1"):
+        creation.linspace(0, 1, -1)

@@ -11,6 +11,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tools.stage import Page
 
+NOTES = {  # what holds for every function of a module, said once at the top of its page
+    "tensor.elementwise": "Each function works element by element: the result has the shape of"
+    " `x`, of several inputs the shape that they broadcast to.",
+    "tensor.reduce": "`axis` is a whole number, a tuple of them, or None for all; functions that"
+    " say otherwise take one number. The result lacks these axes: `(n, m) -> (n,)` for `axis=1`,"
+    " `(n, 1)` with `keepdims`. An axis named twice raises ShapeError, one that is no whole number"
+    " TypeError.",
+    "tensor.shape": "None of these functions changes its argument. An axis that is no whole number"
+    " raises TypeError.",
+    "tensor.indexing": "Results are new tensors. An axis that is no whole number raises TypeError.",
+    "tensor.creation": "New tensors, and what can be asked about dtypes. An unknown `dtype`, or one"
+    " without fractions where `requires_grad` is set, raises DtypeError, an unknown or missing"
+    " `device` DeviceError.",
+    "tensor.contraction": "Sums of products, written with letters.",
+    "tensor.linalg": "The last two axes of a tensor are matrices, the axes in front of them a batch"
+    " `(...)`.",
+    "tensor.random": "What is drawn is a function of the key, and has the shape `shape`. A key that"
+    " is no Key raises TypeError, as does a shape of other things than whole numbers; a negative"
+    " length raises ValueError, an unknown or missing `device` DeviceError.",
+    "tensor.tree": "Nested tuples, lists, dicts, named tuples and dataclasses, and their leaves.",
+    "tensor.check": "Derivatives held against measured slopes, for every primitive.",
+}
+
 
 def page_of(module: str) -> str:
     "The page that describes a module, `scalar.value` -> `api-scalar-value.html`."
@@ -105,7 +128,8 @@ def pages(home: dict[str, Page], modules: dict[str, Page]) -> dict[str, str]:
                 "gradbook" + ("" if name == "__init__" else f".{name}".replace(".__init__", ""))
             )
             title = obj.__name__
-            summary = (inspect.getdoc(obj) or "").split("\n\n")[0].rstrip(".") + "."
+            summary = (inspect.getdoc(obj) or "").split("\n\n")[0].rstrip(".")
+            notes = [f"{summary}." if summary else "", NOTES.get(name, "")]
             public = [
                 n for n in getattr(obj, "__all__", []) if not n.startswith("_") and own(obj, n)
             ]
@@ -113,7 +137,9 @@ def pages(home: dict[str, Page], modules: dict[str, Page]) -> dict[str, str]:
             origin = f"[Chapter {page.number}]({page.href})"
             found[target] = (
                 f"---\ntitle: {title}\nsubtitle: Reference\n---\n\n"
-                f"{escape(summary)} Built in {origin}.\n\n" + "\n\n".join(items) + "\n"
+                f"{escape(' '.join(filter(None, notes)))} Built in {origin}.\n\n"
+                + "\n\n".join(items)
+                + "\n"
             )
             names = ", ".join(f"[`{n}`]({page_of(name)}#{n})" for n in public)
             index.append(f"[**{title}**]({page_of(name)}) · {origin}\n:   {names}")

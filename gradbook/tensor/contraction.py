@@ -360,6 +360,9 @@ def einsum(equation: str, /, *operands: Any) -> Tensor:
 
 
 def einsum_path(equation: str, /, *operands: Any) -> Plan:
-    "The order in which `einsum` would contract these operands (tensors, or shapes), and its cost."
+    """The order in which `einsum` would contract these operands (tensors, or shapes), and its cost.
+
+    Raises EinsumError.
+    """
     shapes = (x if isinstance(x, tuple) else as_tensor(x).shape for x in operands)
     return planned(equation, tuple(shapes))

@@ -36,19 +36,19 @@ from gradbook.tensor.backend import (
 )
 
 # %% auto #0
-__all__ = ['new', 'next_number', 'NO_PARAMS', 'FLOATS', 'Hook', 'Rule', 'TABLE', 'NUMBERS', 'FLOAT32', 'state', 'watchers',
-           'PART', 'ndarray', 'FREED', 'by_number', 'last_assignment', 'HERE', 'OURS', 'Operation', 'Tensor', 'wrap',
-           'as_tensor', 'methods', 'shown', 'Primitive', 'Example', 'evaluate', 'tidy', 'ShapeError', 'GraphError',
-           'AnomalyError', 'explained', 'clash', 'State', 'no_grad', 'enable_grad', 'bind', 'operand', 'recorded',
-           'note', 'part', 'results', 'unary', 'binary', 'primitive', 'operation', 'several', 'add', 'subtract',
-           'multiply', 'divide', 'negative', 'identity', 'floats', 'exp', 'log', 'astype', 'to_device', 'reshape',
-           'broadcast_to', 'permute_dims', 'reduce_sum', 'matrix_multiply', 'unbroadcast', 'slope_vjp', 'slope_jvp',
-           'scaled', 'sum_vjp', 'swapped', 'matmul_vjp_y', 'axes_of', 'sum', 'matmul', 'mismatch', 'flipped', 'detach',
-           'numpy', 'item', 'tolist', 'as_numpy', 'without_history', 'to', 'length', 'as_python', 'matrix_transposed',
-           'transposed', 'copied', 'reduced', 'reach', 'between', 'total', 'hooked', 'sweep', 'quiet_anomalies',
-           'checked', 'constant', 'zeros_like', 'rules_at', 'backward', 'seed', 'gradients', 'register_hook',
-           'check_unchanged', 'assign_', 'custom_vjp', 'checkpoint', 'variable', 'detect_anomaly', 'Anomalies',
-           'trouble_in', 'faults', 'described', 'caller', 'place', 'inside']
+__all__ = ['new', 'next_number', 'NO_PARAMS', 'FLOATS', 'Hook', 'Rule', 'TABLE', 'NUMBERS', 'FLOAT32', 'REFUSALS', 'state',
+           'watchers', 'PART', 'ndarray', 'FREED', 'by_number', 'last_assignment', 'HERE', 'OURS', 'Operation',
+           'Tensor', 'wrap', 'as_tensor', 'methods', 'shown', 'Primitive', 'Example', 'evaluate', 'tidy', 'ShapeError',
+           'GraphError', 'AnomalyError', 'explained', 'clash', 'State', 'no_grad', 'enable_grad', 'bind', 'operand',
+           'recorded', 'note', 'part', 'results', 'unary', 'binary', 'primitive', 'operation', 'several', 'add',
+           'subtract', 'multiply', 'divide', 'negative', 'identity', 'floats', 'exp', 'log', 'astype', 'to_device',
+           'reshape', 'broadcast_to', 'permute_dims', 'reduce_sum', 'matrix_multiply', 'unbroadcast', 'slope_vjp',
+           'slope_jvp', 'scaled', 'sum_vjp', 'swapped', 'matmul_vjp_y', 'axes_of', 'axis_of', 'sum', 'matmul',
+           'mismatch', 'flipped', 'detach', 'numpy', 'item', 'tolist', 'as_numpy', 'without_history', 'to', 'length',
+           'as_python', 'matrix_transposed', 'transposed', 'copied', 'reduced', 'reach', 'between', 'total', 'hooked',
+           'sweep', 'quiet_anomalies', 'checked', 'constant', 'zeros_like', 'rules_at', 'backward', 'seed', 'gradients',
+           'register_hook', 'check_unchanged', 'assign_', 'custom_vjp', 'checkpoint', 'variable', 'detect_anomaly',
+           'Anomalies', 'trouble_in', 'faults', 'described', 'caller', 'place', 'inside']
 
 # %% ../../nbs/08_tensor.ipynb #f0553450
 if TYPE_CHECKING:
@@ -315,6 +315,7 @@ TABLE: dict[str, Primitive] = {}  # every primitive of the library, by name
 # %% ../../nbs/08_tensor.ipynb #b54819ca
 NUMBERS = frozenset({int, float, bool})  # plain numbers stay what they are and take any dtype
 FLOAT32 = np.dtype("float32")
+REFUSALS = (ValueError, TypeError, IndexError, OverflowError)  # what array libraries raise
 
 
 def evaluate(primitive: Primitive, arrays: Sequence[Any], params: Mapping[str, Any]) -> Any:
@@ -323,7 +324,7 @@ def evaluate(primitive: Primitive, arrays: Sequence[Any], params: Mapping[str, A
         arrays = [asarray(a) for a in arrays]
     try:
         data = primitive.impl(namespace(*arrays), *arrays, **params)
-    except (ValueError, TypeError, IndexError) as error:
+    except REFUSALS as error:
         raise explained(error, primitive, arrays, params) from error
     return tidy(data, primitive, arrays)
 
@@ -365,7 +366,8 @@ def explained(
         both = " and ".join(map(str, shapes))
         return ShapeError(f"{name}: {both} do not broadcast: {sizes[0]} and {sizes[1]} differ")
     given = ", ".join([*map(str, shapes), *(f"{k}={v}" for k, v in params.items())])
-    kind = {IndexError: IndexError, TypeError: DtypeError}.get(type(error), ShapeError)
+    kinds = {IndexError: IndexError, OverflowError: OverflowError, TypeError: DtypeError}
+    kind = next((k for e, k in kinds.items() if isinstance(error, e)), ShapeError)
     return kind(f"{name}({given}): {error}")
 
 
@@ -423,7 +425,7 @@ def bind(primitive: Primitive, inputs: tuple[Any, ...], params: Mapping[str, Any
             needs = needs or x._needs
             top = x if top is None or x.level > top.level else top
         else:
-            return bind(primitive, tuple(map(operand, inputs)), params)
+            return bind(primitive, tuple(operand(x, primitive) for x in inputs), params)
     if top is not None:
         out = top.process(primitive, inputs, params)
     else:
@@ -434,11 +436,14 @@ def bind(primitive: Primitive, inputs: tuple[Any, ...], params: Mapping[str, Any
     return recorded(out, primitive, inputs, params) if needs and state.recording else out
 
 
-def operand(x: Any) -> Any:
+def operand(x: Any, primitive: Primitive) -> Any:
     "A plain number as it is (NumPy's float64 is a kind of float), everything else as a tensor."
     if type(x) in NUMBERS:
         return x
-    return float(x) if isinstance(x, float) else as_tensor(x)
+    try:
+        return float(x) if isinstance(x, float) else as_tensor(x)
+    except REFUSALS as error:
+        raise type(error)(f"{primitive.name}: {str(error).removeprefix('asarray: ')}") from error
 
 # %% ../../nbs/08_tensor.ipynb #1aa223f3
 PART = Primitive(lambda xp, whole, k: None)
@@ -495,7 +500,7 @@ def unary(primitive: Primitive) -> Callable[[Any], Any]:
             return bind(primitive, (x,), NO_PARAMS)
         try:
             data = impl(np, x.data)
-        except (ValueError, TypeError, IndexError) as error:
+        except REFUSALS as error:
             raise explained(error, primitive, (x.data,), NO_PARAMS) from error
         if type(data) is not ndarray or data.dtype is not FLOAT32:
             data = tidy(data, primitive, (x.data,))
@@ -539,7 +544,7 @@ def binary(primitive: Primitive) -> Callable[[Any, Any], Any]:
             return bind(primitive, (x, y), NO_PARAMS)
         try:
             data = impl(np, a, b)
-        except (ValueError, TypeError, IndexError) as error:
+        except REFUSALS as error:
             raise explained(error, primitive, (a, b), NO_PARAMS) from error
         if (
             type(data) is not ndarray
@@ -568,7 +573,10 @@ def binary(primitive: Primitive) -> Callable[[Any, Any], Any]:
 
 # %% ../../nbs/08_tensor.ipynb #fd500a3e
 def primitive(impl: Callable[..., Any] | None = None, /, **traits: bool) -> Operation:
-    "Make an operation of `impl(xp, *arrays, **params)` and enter it in the table."
+    """Make an operation of `impl(xp, *arrays, **params)` and enter it in the table.
+
+    Raises ValueError if another module has one of that name.
+    """
     if impl is None:
         return cast(Operation, partial(primitive, **traits))
     made = Primitive(impl, **traits)
@@ -585,6 +593,7 @@ def operation(made: Primitive) -> Operation:
     fixed = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in inputs)
     call = cast("Any", {1: unary, 2: binary}.get(fixed * len(inputs), several)(made))
     call.primitive, call.__name__, call.__doc__ = made, made.name, made.impl.__doc__
+    call.__module__ = made.impl.__module__
     for name in dir(made):
         if name.startswith("def_") or name == "example":
             setattr(call, name, getattr(made, name))
@@ -608,7 +617,7 @@ def add(xp: Any, x: Any, y: Any) -> Any:
 
 @primitive(elementwise=True)
 def subtract(xp: Any, x: Any, y: Any) -> Any:
-    "x - y. Raises ShapeError if the shapes do not broadcast."
+    "x - y. Raises ShapeError if the shapes do not broadcast, DtypeError for truth values."
     return x - y
 
 
@@ -626,7 +635,7 @@ def divide(xp: Any, x: Any, y: Any) -> Any:
 
 @primitive
 def negative(xp: Any, x: Any) -> Any:
-    "-x."
+    "-x. Raises DtypeError for truth values."
     return -x
 
 
@@ -823,6 +832,13 @@ def axes_of(axis: int | tuple[int, ...] | None, ndim: int, name: str) -> tuple[i
     return out
 
 
+def axis_of(axis: int, ndim: int, name: str) -> int:
+    "One axis, counted from the front."
+    if not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"{name}: axis={axis!r}; one whole number")
+    return axes_of(axis, ndim, name)[0]
+
+
 def sum(
     x: Any,
     /,
@@ -831,7 +847,7 @@ def sum(
     dtype: Any = None,
     keepdims: bool = False,
 ) -> Tensor:
-    "The sum over `axis` (default: over all elements)."
+    "The sum over `axis` (default: all elements). Raises ShapeError if there is no such axis."
     x = as_tensor(x)
     axes = axes_of(axis, x.ndim, "sum")
     if dtype is not None:
@@ -845,7 +861,8 @@ def sum(
 def matmul(x: Any, y: Any, /) -> Tensor:
     """The matrix product `(..., n, k) @ (..., k, m) -> (..., n, m)`.
 
-    A vector counts as a row on the left and as a column on the right. Raises ShapeError.
+    A vector counts as a row on the left and as a column on the right. Raises ShapeError if the
+    inner sizes differ, or the axes in front do not broadcast.
     """
     x, y = as_tensor(x), as_tensor(y)
     if not x.ndim or not y.ndim:
@@ -1227,7 +1244,7 @@ def gradients(
 ) -> tuple[Tensor, ...]:
     """The gradient of `output` with respect to each of `inputs`; their `grad` stays as it is.
 
-    Zeros where `output` does not depend on an input. Options as in `backward`.
+    Zeros where `output` does not depend on an input. Options and errors as in `backward`.
     """
     g = seed(output, gradient, "gradients")
     keep = bool(retain_graph or create_graph)

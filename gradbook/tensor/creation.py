@@ -41,7 +41,10 @@ def full(
     device: Device | str | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    "The same number everywhere; its kind gives the dtype: bool, int64, or the default dtype."
+    """The same number everywhere; its kind gives the dtype: bool, int64, or the default dtype.
+
+    Raises ShapeError for a negative length, or if `fill_value` is a tensor of several elements.
+    """
     lengths = (shape,) if isinstance(shape, (int, np.integer)) else tuple(map(int, shape))
     if min(lengths, default=0) < 0:
         raise ShapeError(f"shape {lengths}: a length can't be negative")
@@ -59,7 +62,7 @@ def zeros(
     device: Device | str | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    "Zeros, of the default dtype unless told otherwise."
+    "Zeros, of the default dtype unless told otherwise. Raises ShapeError for a negative length."
     return full(shape, 0, dtype=as_dtype(dtype), device=device, requires_grad=requires_grad)
 
 
@@ -70,7 +73,7 @@ def ones(
     device: Device | str | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    "Ones, of the default dtype unless told otherwise."
+    "Ones, of the default dtype unless told otherwise. Raises ShapeError for a negative length."
     return full(shape, 1, dtype=as_dtype(dtype), device=device, requires_grad=requires_grad)
 
 
@@ -86,7 +89,10 @@ def full_like(
     device: Device | str | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    "The same number everywhere; shape, dtype and device are those of `x`."
+    """The same number everywhere; shape, dtype and device are those of `x`.
+
+    Raises ShapeError if `fill_value` is a tensor of several elements.
+    """
     x = as_tensor(x)
     return full(
         x.shape,
@@ -134,7 +140,10 @@ def arange(
     device: Device | str | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    "`start`, `start + step`, ... up to, not including, `stop`; one number alone is the stop."
+    """`start`, `start + step`, ... up to, not including, `stop`; one number alone is the stop.
+
+    Raises ValueError for a step of 0.
+    """
     if step == 0:
         raise ValueError("arange: a step of 0 gets nowhere")
     first, last = (0, start) if stop is None else (start, stop)
@@ -156,7 +165,12 @@ def linspace(
     endpoint: bool = True,
     requires_grad: bool = False,
 ) -> Tensor:
-    "`num` numbers at equal distances from `start` to `stop`, or, without `endpoint`, short of it."
+    """`num` numbers at equal distances from `start` to `stop`, or, without `endpoint`, short of it.
+
+    Raises ValueError for a negative `num`.
+    """
+    if num < 0:
+        raise ValueError(f"linspace: num={num}; it counts them")
     place = as_device(device)
     with place.active():
         array = place.xp.linspace(start, stop, num, endpoint=endpoint, dtype=as_dtype(dtype))
@@ -173,7 +187,12 @@ def eye(
     device: Device | str | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    "Ones on a diagonal, the main one or `k` above it, zeros elsewhere."
+    """Ones on a diagonal, the main one or `k` above it, zeros elsewhere: `(n_rows, n_cols)`.
+
+    Raises ShapeError for a negative number.
+    """
+    if min(n_rows, n_cols or 0) < 0:
+        raise ShapeError(f"eye: {n_rows} by {n_rows if n_cols is None else n_cols}")
     place = as_device(device)
     with place.active():
         array = place.xp.eye(n_rows, n_cols, k, dtype=as_dtype(dtype))
@@ -193,7 +212,8 @@ def asarray(
 
     A tensor keeps its history; since tensors never change, none is copied. Arrays of others can
     change, so `copy=None` shares their memory where possible, True copies, and False raises
-    ValueError where it would have to copy.
+    ValueError where it would have to copy. Raises ValueError for ragged lists, DtypeError for other
+    things than numbers.
     """
     if isinstance(obj, Tensor):
         out = obj.to(device, dtype)
@@ -211,7 +231,11 @@ def from_dlpack(
     copy: bool | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    "A tensor on the memory of another library's array."
+    """A tensor on the memory of another library's array.
+
+    Raises TypeError if `x` does not speak DLPack, ValueError if `copy` is False and it must be
+    copied.
+    """
     return made(backend.from_dlpack(x, device=device, copy=copy), requires_grad)
 
 
@@ -252,12 +276,18 @@ for f in (_tril, _triu):
 
 
 def tril(x: Any, /, *, k: int = 0) -> Tensor:
-    "The elements on and below diagonal `k` of matrices `(..., n, m)`, zeros above."
+    """The elements on and below diagonal `k` of matrices `(..., n, m)`, zeros above.
+
+    Raises ShapeError for fewer than two axes.
+    """
     return cast(Tensor, _tril(matrix(x, "tril"), k=int(k)))
 
 
 def triu(x: Any, /, *, k: int = 0) -> Tensor:
-    "The elements on and above diagonal `k` of matrices `(..., n, m)`, zeros below."
+    """The elements on and above diagonal `k` of matrices `(..., n, m)`, zeros below.
+
+    Raises ShapeError for fewer than two axes.
+    """
     return cast(Tensor, _triu(matrix(x, "triu"), k=int(k)))
 
 
@@ -269,7 +299,11 @@ def matrix(x: Any, name: str) -> Tensor:
 
 # %% ../../nbs/09b_shape.ipynb #2448730a
 def meshgrid(*arrays: Any, indexing: str = "xy") -> tuple[Tensor, ...]:
-    "The coordinates of a grid, one view for each axis; with \"xy\" the first two change places."
+    """The coordinates of a grid, one view for each axis: `(n,), (m,) -> (n, m), (n, m)` with "ij".
+
+    With "xy" the first two change places: `(m, n)`. Raises ShapeError unless all are vectors,
+    ValueError for another `indexing`.
+    """
     xs = tuple(map(as_tensor, arrays))
     if indexing not in ("xy", "ij"):
         raise ValueError(f'meshgrid: indexing={indexing!r}; there are "xy" and "ij"')
@@ -290,7 +324,10 @@ def meshgrid(*arrays: Any, indexing: str = "xy") -> tuple[Tensor, ...]:
 def astype(
     x: Any, dtype: Any, /, *, copy: bool = True, device: Device | str | None = None
 ) -> Tensor:
-    "The elements as another dtype. Nothing is copied that is right already: tensors never change."
+    """The elements as another dtype. Nothing is copied that is right already: tensors never change.
+
+    Raises DtypeError, DeviceError.
+    """
     return cast(Tensor, as_tensor(x).to(device, as_dtype(dtype)))
 
 
@@ -321,7 +358,10 @@ KINDS = {
 
 
 def isdtype(dtype: Any, kind: Any) -> bool:
-    "Whether `dtype` is of a kind (\"integral\", ...), is that dtype, or fits one of a tuple."
+    """Whether `dtype` is of a kind ("integral", ...), is that dtype, or fits one of a tuple.
+
+    Raises ValueError for an unknown kind.
+    """
     if isinstance(kind, tuple):
         return any(isdtype(dtype, k) for k in kind)
     if isinstance(kind, str) and kind in KINDS:
@@ -337,12 +377,15 @@ def dtype_of(x: Any) -> Dtype:
 
 
 def can_cast(from_: Any, to: Any, /) -> bool:
-    "Whether no value of one dtype is lost in the other."
+    "Whether no value of one dtype is lost in the other. Raises DtypeError."
     return bool(np.can_cast(dtype_of(from_), as_dtype(to)))
 
 
 def result_type(*arrays_and_dtypes: Any) -> Dtype:
-    "The dtype of a sum of these: arrays, dtypes, and Python's numbers, which adapt."
+    """The dtype of a sum of these: arrays, dtypes, and Python's numbers, which adapt.
+
+    Raises DtypeError.
+    """
     numbers = [x for x in arrays_and_dtypes if type(x) in (bool, int, float)]
     kinds = [dtype_of(x) for x in arrays_and_dtypes if type(x) not in (bool, int, float)]
     if not kinds:
@@ -380,7 +423,7 @@ class IntInfo:
 
 
 def finfo(type: Any, /) -> FloatInfo:
-    "The limits of a floating-point dtype, or of that of a tensor."
+    "The limits of a floating-point dtype, or of that of a tensor. Raises DtypeError for others."
     dtype = backend.floating(dtype_of(type))
     i = np.finfo(dtype)
     eps, most, least, normal = map(float, (i.eps, i.max, i.min, i.smallest_normal))
@@ -388,7 +431,7 @@ def finfo(type: Any, /) -> FloatInfo:
 
 
 def iinfo(type: Any, /) -> IntInfo:
-    "The limits of an integer dtype, or of that of a tensor."
+    "The limits of an integer dtype, or of that of a tensor. Raises DtypeError for others."
     dtype = dtype_of(type)
     if dtype.kind not in "iu":
         raise backend.DtypeError(f"iinfo: {dtype} is no integer dtype")

@@ -36,10 +36,10 @@ from gradbook.tensor.core import (
 _all_ = ["add", "divide", "exp", "log", "multiply", "negative", "subtract"]  # at home here, too
 
 # %% auto #0
-__all__ = ['expm1', 'log1p', 'log2', 'log10', 'sqrt', 'reciprocal', 'sin', 'cos', 'tan', 'asin', 'acos', 'atan', 'hypot', 'atan2',
-           'copysign', 'nextafter', 'sinh', 'cosh', 'asinh', 'acosh', 'atanh', 'ceil', 'floor', 'trunc', 'round',
-           'equal', 'not_equal', 'less', 'less_equal', 'greater', 'greater_equal', 'isfinite', 'isinf', 'isnan',
-           'signbit', 'logical_not', 'logical_and', 'logical_or', 'logical_xor', 'bitwise_and', 'bitwise_or',
+__all__ = ['UNFIT', 'expm1', 'log1p', 'log2', 'log10', 'sqrt', 'reciprocal', 'sin', 'cos', 'tan', 'asin', 'acos', 'atan', 'hypot',
+           'atan2', 'copysign', 'nextafter', 'sinh', 'cosh', 'asinh', 'acosh', 'atanh', 'ceil', 'floor', 'trunc',
+           'round', 'equal', 'not_equal', 'less', 'less_equal', 'greater', 'greater_equal', 'isfinite', 'isinf',
+           'isnan', 'signbit', 'logical_not', 'logical_and', 'logical_or', 'logical_xor', 'bitwise_and', 'bitwise_or',
            'bitwise_xor', 'bitwise_invert', 'bitwise_left_shift', 'bitwise_right_shift', 'LARGE', 'BLOCK', 'tanh',
            'logaddexp', 'A', 'B', 'C', 'D', 'P', 'Q', 'ROOT2', 'BELL', 'GELU_A', 'GELU_C', 'pair', 'real', 'abs',
            'sign', 'positive', 'square', 'direction', 'stepped', 'testing', 'bitwise', 'where', 'maximum', 'minimum',
@@ -58,6 +58,9 @@ def pair(x: Any, y: Any) -> tuple[Any, Any]:
     return x if type(x) in NUMBERS else floats(x), y if type(y) in NUMBERS else floats(y)
 
 
+UNFIT = "Raises ShapeError if the shapes do not broadcast"
+
+
 def real(name: str, numpys: str, doc: str, inputs: int = 1) -> Operation:
     "A primitive made of the function that NumPy and CuPy have under the name `numpys`."
 
@@ -68,7 +71,7 @@ def real(name: str, numpys: str, doc: str, inputs: int = 1) -> Operation:
         return getattr(xp, numpys)(*pair(x, y))
 
     impl = one if inputs == 1 else two
-    impl.__name__, impl.__doc__ = name, doc
+    impl.__name__, impl.__doc__ = name, doc if inputs == 1 else f"{doc} {UNFIT}."
     return primitive(impl)
 
 # %% ../../nbs/09_ops.ipynb #4ec05dc6
@@ -80,13 +83,13 @@ def abs(xp: Any, x: Any) -> Any:
 
 @primitive
 def sign(xp: Any, x: Any) -> Any:
-    "1, 0 or -1; NaN stays."
+    "1, 0 or -1; NaN stays. Raises DtypeError for truth values."
     return xp.sign(x)
 
 
 @primitive
 def positive(xp: Any, x: Any) -> Any:
-    "`+x`, which is `x`."
+    "`+x`, which is `x`. Raises DtypeError for truth values."
     return xp.positive(x)
 
 
@@ -210,7 +213,7 @@ def testing(name: str, numpys: str, doc: str, inputs: int) -> Operation:
         return getattr(xp, numpys)(x, y)
 
     impl = one if inputs == 1 else two
-    impl.__name__, impl.__doc__ = name, doc
+    impl.__name__, impl.__doc__ = name, doc if inputs == 1 else f"{doc} {UNFIT}."
     made = cast(Operation, primitive(elementwise=True)(impl))
     made.example(*[(2, 3), (3,)][:inputs])
     return made
@@ -241,8 +244,8 @@ def bitwise(name: str, numpys: str, doc: str, inputs: int = 2) -> Operation:
     def two(xp: Any, x: Any, y: Any) -> Any:
         return getattr(xp, numpys)(x, y)
 
-    impl = one if inputs == 1 else two
-    impl.__name__, impl.__doc__ = name, doc
+    impl, why = (one, "Raises") if inputs == 1 else (two, f"{UNFIT},")
+    impl.__name__, impl.__doc__ = name, f"{doc} {why} DtypeError for numbers with fractions."
     made = cast(Operation, primitive(elementwise=True)(impl))
     made.example(*[np.array([12, 5, 3]), np.array([[1], [2]])][:inputs])
     return made
@@ -264,7 +267,7 @@ def _where(xp: Any, condition: Any, x: Any, y: Any) -> Any:
 
 
 def where(condition: Any, x1: Any, x2: Any, /) -> Tensor:
-    "`x1` where the condition holds, else `x2`."
+    "`x1` where the condition holds, else `x2`. Raises ShapeError if the shapes do not broadcast."
     return cast(Tensor, _where(condition, x1, x2))
 
 
@@ -284,13 +287,19 @@ _where.example(np.array([[True], [False]]), (2, 3), 0.0)
 # %% ../../nbs/09_ops.ipynb #ad39385a
 @primitive
 def maximum(xp: Any, x: Any, y: Any) -> Any:
-    "The larger of two; at a tie each has a slope of 1/2. NaN wins."
+    """The larger of two; at a tie each has a slope of 1/2.
+
+    NaN wins. Raises ShapeError if the shapes do not broadcast.
+    """
     return xp.maximum(x, y)
 
 
 @primitive
 def minimum(xp: Any, x: Any, y: Any) -> Any:
-    "The smaller of two; at a tie each has a slope of 1/2. NaN wins."
+    """The smaller of two; at a tie each has a slope of 1/2.
+
+    NaN wins. Raises ShapeError if the shapes do not broadcast.
+    """
     return xp.minimum(x, y)
 
 
@@ -390,7 +399,10 @@ _clip.example((4, 3), (3,), (4, 1))
 
 # %% ../../nbs/09_ops.ipynb #7d2d18bd
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Tensor:
-    "`x`, but at least `min` and at most `max`. On a bound `x` has slope 1, beyond it 0."
+    """`x`, but at least `min` and at most `max`.
+
+    On a bound `x` has slope 1, beyond it 0. Raises ShapeError if the shapes do not broadcast.
+    """
     x = as_tensor(x)
     if min is None and max is None:
         return cast(Tensor, positive(x))
@@ -402,7 +414,11 @@ def clip(x: Any, /, min: Any = None, max: Any = None) -> Tensor:
 # %% ../../nbs/09_ops.ipynb #38690ed3
 @primitive
 def pow(xp: Any, x: Any, y: Any) -> Any:
-    "x to the power y."
+    """x to the power y.
+
+    Raises ShapeError if the shapes do not broadcast, DtypeError for whole numbers to a negative
+    power.
+    """
     if type(y) is int and y == 3:
         return x * x * x  # for x < 0, NumPy's own is a hundred times slower
     try:
@@ -437,13 +453,16 @@ pow.example(np.array([0.0, -0.5, 2.0]), np.array([0.0, 2.0, 1.5]))
 # %% ../../nbs/09_ops.ipynb #c5cca85d
 @primitive
 def floor_divide(xp: Any, x: Any, y: Any) -> Any:
-    "x / y, rounded down."
+    "x / y, rounded down. Raises ShapeError if the shapes do not broadcast."
     return x // y
 
 
 @primitive
 def remainder(xp: Any, x: Any, y: Any) -> Any:
-    "What is left of `x` after `floor_divide`; it has the sign of `y`."
+    """What is left of `x` after `floor_divide`; it has the sign of `y`.
+
+    Raises ShapeError if the shapes do not broadcast.
+    """
     return x % y
 
 
@@ -794,7 +813,8 @@ gelu_tanh_slope.example((2, 3), (2, 3), low=-2, high=2)
 def gelu(x: Any, /, *, approximate: str = "none") -> Tensor:
     """x times the probability that a normal random number is below x.
 
-    `approximate="tanh"` is the cheaper form that GPT-2 was trained with; "none" is exact.
+    `approximate="tanh"` is the cheaper form that GPT-2 was trained with; "none" is exact. Raises
+    ValueError for others.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate={approximate!r}; there are: 'none', 'tanh'")

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import backend, core
 from .backend import DtypeError
-from .core import ShapeError, Tensor, as_tensor, axes_of, methods, primitive, wrap
+from .core import ShapeError, Tensor, as_tensor, axis_of, methods, primitive, wrap
 
 # %% auto #0
 __all__ = ['Part', 'BLOCK', 'twice', 'slices', 'slice_', 'place', 'put_slice', 'add_at', 'rows_of', 'before', 'gather',
@@ -211,7 +211,10 @@ _nonzero.example(np.array([[0.0, 1.0, 0.0], [2.0, 0.0, 3.0]]))
 
 
 def nonzero(x: Any, /) -> tuple[Tensor, ...]:
-    "The indices of the elements that are not 0: one tensor for each axis."
+    """The indices of the elements that are not 0: one tensor `(k,)` for each axis.
+
+    Raises ShapeError for a tensor without axes.
+    """
     x = as_tensor(x)
     if not x.ndim:
         raise ShapeError("nonzero: a tensor without axes has no indices")
@@ -481,11 +484,15 @@ methods(at=property(At))
 
 # %% ../../nbs/09b_shape.ipynb #78cc582f
 def take(x: Any, indices: Any, /, *, axis: int | None = None) -> Tensor:
-    "The slices number `indices` along `axis`; the result has the axes of `indices` there."
+    """The slices number `indices` along `axis`; the result has the axes of `indices` there.
+
+    `(n, d)` and `(b, t) -> (b, t, d)` along axis 0. Raises ShapeError if there is no such axis (a
+    vector needs none named), IndexError for a number out of range, DtypeError for fractions.
+    """
     x, indices = as_tensor(x), as_item(indices)
     if axis is None and x.ndim != 1:
         raise ShapeError(f"take: a tensor of shape {x.shape} needs an axis")
-    (k,) = axes_of(0 if axis is None else axis, x.ndim, "take")
+    k = axis_of(0 if axis is None else axis, x.ndim, "take")
     return getitem(x, (*before(k), indices))
 
 # %% ../../nbs/09b_shape.ipynb #eefa2d6c
@@ -506,7 +513,7 @@ def along(x: Tensor, indices: Tensor, axis: int) -> tuple[Any, ...]:
 def matched(x: Any, indices: Any, axis: int, name: str) -> tuple[Tensor, Tensor, int]:
     "Both stretched to a common shape, except along `axis`."
     x, indices = as_tensor(x), as_item(indices)
-    (k,) = axes_of(axis, x.ndim, name)
+    k = axis_of(axis, x.ndim, name)
     if x.ndim != indices.ndim:
         raise ShapeError(f"{name}: shapes {x.shape} and {indices.shape} need as many axes")
     lengths = []
@@ -520,23 +527,33 @@ def matched(x: Any, indices: Any, axis: int, name: str) -> tuple[Tensor, Tensor,
 
 
 def take_along_axis(x: Any, indices: Any, /, *, axis: int = -1) -> Tensor:
-    "For each place of `indices` the element with that number along `axis`."
+    """For each place of `indices` the element with that number along `axis`; shape as `indices`.
+
+    The other axes broadcast. Raises ShapeError if they don't, IndexError for a number out of range.
+    """
     x, indices, k = matched(x, indices, axis, "take_along_axis")
     return getitem(x, along(x, indices, k))
 
 
 def put_along_axis(x: Any, indices: Any, values: Any, /, *, axis: int = -1) -> Tensor:
-    "`x` with `values` at the places that `take_along_axis` reads."
+    """`x` with `values` at the places that `take_along_axis` reads; shape as `x`.
+
+    `values` broadcast to `indices`. Raises ShapeError if they don't, IndexError for a number out of
+    range, DtypeError for fractions in whole numbers.
+    """
     x, indices, k = matched(x, indices, axis, "put_along_axis")
     return At(x, along(x, indices, k)).set(values)
 
 # %% ../../nbs/09b_shape.ipynb #ac61e979
 def repeat(x: Any, repeats: Any, /, *, axis: int | None = None) -> Tensor:
-    "Each element `repeats` times in a row, or as often as a list says; without `axis`, as if flat."
+    """Each element `repeats` times in a row, or as often as a list says; without `axis`, flat.
+
+    Raises ShapeError if there is no such axis, or a list of another length, or a negative number.
+    """
     x = as_tensor(x)
     if axis is None:
         x, axis = core.reshape(x, shape=(x.size,)), 0
-    (k,) = axes_of(axis, x.ndim, "repeat")
+    k = axis_of(axis, x.ndim, "repeat")
     n = x.shape[k]
     times = as_tensor(repeats)
     counts = backend.to_numpy(times.data).reshape(-1)
@@ -556,12 +573,17 @@ def pad(x: Any, widths: Any, /, *, mode: str = "constant", value: float = 0.0) -
     """`x` with a margin. `widths`: one number, one pair `(before, after)`, or a pair for each axis.
 
     `mode`: "constant" (`value`), "edge" (the last element again), "reflect" (mirrored at the last
-    element), "wrap" (from the other end).
+    element), "wrap" (from the other end). Raises ShapeError for other or negative widths, or if
+    there is too little to mirror, ValueError for another mode.
     """
     x = as_tensor(x)
-    pairs = np.broadcast_to(np.asarray(widths), (x.ndim, 2)).tolist()
-    if any(a < 0 or b < 0 for a, b in pairs):
-        raise ShapeError(f"pad: widths {widths} can't be negative")
+    given = np.asarray(widths)
+    if given.dtype.kind not in "iu" or (given < 0).any():
+        raise ShapeError(f"pad: widths are whole numbers, 0 or more, not {widths}")
+    try:
+        pairs = np.broadcast_to(given, (x.ndim, 2)).tolist()
+    except ValueError:
+        raise ShapeError(f"pad: widths {widths} for a tensor of shape {x.shape}") from None
     if mode == "constant":
         shape = tuple(a + n + b for (a, b), n in zip(pairs, x.shape))
         where = tuple((a, n, 1) for (a, b), n in zip(pairs, x.shape))
@@ -621,16 +643,22 @@ _argsort.example((3, 4), axis=0, descending=True)
 
 # %% ../../nbs/09b_shape.ipynb #6a1c2664
 def argsort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
-    "The indices that sort `x` along `axis`; equal elements keep their order, NaN is the largest."
+    """The indices that sort `x` along `axis`; equal elements keep their order, NaN is the largest.
+
+    Raises ShapeError if there is no such axis.
+    """
     x = as_tensor(x)
-    (k,) = axes_of(axis, x.ndim, "argsort")
+    k = axis_of(axis, x.ndim, "argsort")
     return cast(Tensor, _argsort(x, axis=k, descending=bool(descending)))
 
 
 def sort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
-    "The elements along `axis` in order, smallest first; NaN is the largest."
+    """The elements along `axis` in order, smallest first; NaN is the largest.
+
+    Raises ShapeError if there is no such axis.
+    """
     x = as_tensor(x)
-    (k,) = axes_of(axis, x.ndim, "sort")
+    k = axis_of(axis, x.ndim, "sort")
     return cast(Tensor, _sort(x, axis=k, descending=bool(descending)))
 
 # %% ../../nbs/09b_shape.ipynb #fa69be35
@@ -658,9 +686,12 @@ class TopK(NamedTuple):
 
 
 def topk(x: Any, k: int, /, *, axis: int = -1, largest: bool = True) -> TopK:
-    "The `k` largest (or smallest) elements along `axis`, most extreme first, and their indices."
+    """The `k` largest (or smallest) elements along `axis`, most extreme first, and their indices.
+
+    `(..., n) -> (..., k), (..., k)`. Raises ShapeError if there is no such axis, or fewer than `k`.
+    """
     x = as_tensor(x)
-    (a,) = axes_of(axis, x.ndim, "topk")
+    a = axis_of(axis, x.ndim, "topk")
     if not 0 <= k <= x.shape[a]:
         raise ShapeError(f"topk: {k} of {x.shape[a]} elements, axis {a} of shape {x.shape}")
     indices = top_indices(x, k=int(k), axis=a, largest=bool(largest))
@@ -676,7 +707,11 @@ _searchsorted.example(np.array([0.0, 1.0, 1.0, 2.0]), (3,), side="right")
 
 
 def searchsorted(x1: Any, x2: Any, /, *, side: str = "left", sorter: Any = None) -> Tensor:
-    "Where in the ascending `x1` the elements of `x2` belong, left or right of equal ones."
+    """Where in the ascending `x1` the elements of `x2` belong, left or right of equal ones.
+
+    `(n,), (...) -> (...)`. Raises ShapeError unless `x1` is a vector, ValueError for another
+    `side`.
+    """
     x1 = as_tensor(x1)
     if side not in ("left", "right"):
         raise ValueError(f'searchsorted: side={side!r}; there are "left" and "right"')
@@ -728,24 +763,30 @@ class UniqueInverse(NamedTuple):
 
 
 def unique_all(x: Any, /) -> UniqueAll:
-    "The different values, ascending, with their first index, the inverse and counts. No gradient."
+    """The different values, ascending, with their first index, the inverse and counts. No gradient.
+
+    Shapes `(k,)`, `(k,)`, that of `x`, `(k,)`.
+    """
     return UniqueAll(*unique(as_tensor(x)))
 
 
 def unique_counts(x: Any, /) -> UniqueCounts:
-    "The different values, ascending, and how often each occurs. No gradient."
+    "The different values, ascending, and how often each occurs: `(k,), (k,)`. No gradient."
     found = unique_all(x)
     return UniqueCounts(found.values, found.counts)
 
 
 def unique_inverse(x: Any, /) -> UniqueInverse:
-    "The different values, ascending, and for each element of `x` which one it is. No gradient."
+    """The different values, ascending, and for each element of `x` which one it is. No gradient.
+
+    Shapes `(k,)` and that of `x`.
+    """
     found = unique_all(x)
     return UniqueInverse(found.values, found.inverse_indices)
 
 
 def unique_values(x: Any, /) -> Tensor:
-    "The different values, ascending. No gradient."
+    "The different values, ascending: `(k,)`. No gradient."
     return unique_all(x).values
 
 

@@ -35,19 +35,19 @@ from gradbook.tensor.core import (
     unbroadcast,
     wrap,
 )
-from .elementwise import abs, not_equal, pow, sign
+from .elementwise import abs, not_equal, pow, sign, where
 from .reduce import max, min
 
 # %% auto #0
 __all__ = ['SINGULAR', 'NOT_POSITIVE', 'NO_CONVERGENCE', 'matrices', 'square_only', 'matrix_transpose', 'row', 'column', 'inner',
            'constant', 'diagonal', 'trace', 'from_end', 'vecdot', 'outer', 'tensordot', 'cross', 'moved', 'LinAlgError',
            'guarded', 'fails', 'raising', 'well', 'inv', 'solve_vjp', 'solve', 'matrix_power', 'SlogdetResult',
-           'lifted', 'slogdet', 'cofactors_vjp', 'cofactors_jvp', 'det', 'definite', 'symmetric', 'lower',
-           'cholesky_vjp', 'cholesky_jvp', 'cholesky', 'QRResult', 'tall_only', 'qr_vjp', 'qr_jvp', 'qr', 'quotient',
-           'over_gaps', 'EighResult', 'spread', 'eigh_vjp', 'eigh_jvp', 'eigh', 'eigvalsh_vjp', 'eigvalsh_jvp',
-           'eigvalsh', 'SVDResult', 'stretched', 'thin_only', 'svd_jvp', 'svd_vjp', 'svd', 'svdvals_vjp', 'svdvals_jvp',
-           'svdvals', 'cutoff', 'pinv_vjp', 'pinv_jvp', 'pinv', 'matrix_rank', 'reciprocal_or_zero', 'p_norm_slopes',
-           'p_norm_vjp', 'vector_norm', 'matrix_norm']
+           'lifted', 'slogdet', 'inverse_for_det', 'cofactors_vjp', 'cofactors_jvp', 'det', 'definite', 'symmetric',
+           'lower', 'cholesky_vjp', 'cholesky_jvp', 'cholesky', 'QRResult', 'tall_only', 'qr_vjp', 'qr_jvp', 'qr',
+           'quotient', 'over_gaps', 'EighResult', 'spread', 'eigh_vjp', 'eigh_jvp', 'eigh', 'eigvalsh_vjp',
+           'eigvalsh_jvp', 'eigvalsh', 'SVDResult', 'stretched', 'thin_only', 'svd_jvp', 'svd_vjp', 'svd',
+           'svdvals_vjp', 'svdvals_jvp', 'svdvals', 'cutoff', 'pinv_vjp', 'pinv_jvp', 'pinv', 'matrix_rank',
+           'reciprocal_or_zero', 'p_norm_slopes', 'p_norm_vjp', 'vector_norm', 'matrix_norm']
 
 # %% ../../nbs/09c_linalg.ipynb #82d648eb
 def matrices(x: Any, name: str) -> Tensor:
@@ -67,7 +67,10 @@ def square_only(x: Any, name: str) -> Tensor:
 
 
 def matrix_transpose(x: Any, /) -> Tensor:
-    "The last two axes exchanged."
+    """The last two axes exchanged: `(..., n, m) -> (..., m, n)`.
+
+    Raises ShapeError for fewer than two axes.
+    """
     return swapped(matrices(x, "matrix_transpose"))
 
 # %% ../../nbs/09c_linalg.ipynb #15175d90
@@ -118,7 +121,10 @@ _from_diagonal.example((2, 3), shape=(3, 4), offset=1)
 
 # %% ../../nbs/09c_linalg.ipynb #bd1da104
 def diagonal(x: Any, /, *, offset: int = 0) -> Tensor:
-    "The diagonals of matrices; `offset` 1 is the one above the main diagonal, -1 the one below."
+    """The diagonals of matrices; `offset` 1 is the one above the main diagonal, -1 the one below.
+
+    `(..., n, m) -> (..., k)`. Raises ShapeError if there is no such diagonal.
+    """
     x = matrices(x, "diagonal")
     rows, columns = x.shape[-2:]
     if not -rows < offset < columns and offset:
@@ -127,7 +133,7 @@ def diagonal(x: Any, /, *, offset: int = 0) -> Tensor:
 
 
 def trace(x: Any, /, *, offset: int = 0, dtype: Any = None) -> Tensor:
-    "The sum of each diagonal."
+    "The sum of each diagonal: `(..., n, m) -> (...)`. Raises ShapeError if there is none."
     return sum(diagonal(x, offset=offset), axis=-1, dtype=dtype)
 
 # %% ../../nbs/09c_linalg.ipynb #f2f479fe
@@ -143,7 +149,11 @@ def from_end(axis: int, x1: Tensor, x2: Tensor, name: str) -> int:
 
 
 def vecdot(x1: Any, x2: Any, /, *, axis: int = -1) -> Tensor:
-    "The dot products of the vectors along `axis` (negative, counted from the end)."
+    """The dot products of the vectors along `axis` (negative, counted from the end).
+
+    `(..., n), (..., n) -> (...)`. Raises ShapeError if the sizes differ, or the other axes do not
+    broadcast.
+    """
     x1, x2 = as_tensor(x1), as_tensor(x2)
     axis = from_end(axis, x1, x2, "vecdot")
     if x1.shape[axis] != x2.shape[axis]:
@@ -153,7 +163,10 @@ def vecdot(x1: Any, x2: Any, /, *, axis: int = -1) -> Tensor:
 
 
 def outer(x1: Any, x2: Any, /) -> Tensor:
-    "All products of an element of the vector `x1` (rows) with one of `x2` (columns)."
+    """All products of an element of `x1` (rows) with one of `x2`: `(n,), (m,) -> (n, m)`.
+
+    Raises ShapeError unless both are vectors.
+    """
     x1, x2 = as_tensor(x1), as_tensor(x2)
     if x1.ndim != 1 or x2.ndim != 1:
         raise ShapeError(f"outer: two vectors needed, not shapes {x1.shape} and {x2.shape}")
@@ -163,7 +176,11 @@ def outer(x1: Any, x2: Any, /) -> Tensor:
 def tensordot(
     x1: Any, x2: Any, /, *, axes: int | tuple[Sequence[int], Sequence[int]] = 2
 ) -> Tensor:
-    "The sum over pairs of axes: the last of `x1` with the first of `x2`, or two lists of axes."
+    """The sum over pairs of axes: the last of `x1` with the first of `x2`, or two lists of axes.
+
+    `(a, b, c), (b, c, d) -> (a, d)`. Raises ShapeError if there are no such axes, or their sizes
+    differ.
+    """
     x1, x2 = as_tensor(x1), as_tensor(x2)
     if isinstance(axes, int):
         if not 0 <= axes <= builtins.min(x1.ndim, x2.ndim):
@@ -199,7 +216,10 @@ _cross.example((3,), (2, 1, 3))
 
 
 def cross(x1: Any, x2: Any, /, *, axis: int = -1) -> Tensor:
-    "The vector products of the vectors of length 3 along `axis` (negative, counted from the end)."
+    """The vector products of the vectors of length 3 along `axis` (negative, counted from the end).
+
+    Raises ShapeError for other lengths, or if the other axes do not broadcast.
+    """
     x1, x2 = as_tensor(x1), as_tensor(x2)
     axis = from_end(axis, x1, x2, "cross")
     if x1.shape[axis] != 3 or x2.shape[axis] != 3:
@@ -269,7 +289,10 @@ _inv.example((2, 2, 2), through=well)
 
 
 def inv(x: Any, /) -> Tensor:
-    "The inverse of square matrices; to solve equations use `solve`. Raises LinAlgError."
+    """The inverse of square matrices `(..., n, n)`; to solve equations use `solve`.
+
+    Raises ShapeError unless the matrices are square, LinAlgError if one is singular.
+    """
     return cast(Tensor, _inv(square_only(x, "inv")))
 
 # %% ../../nbs/09c_linalg.ipynb #8acbefb2
@@ -298,7 +321,8 @@ _solve.example((2, 1, 2, 2), (3, 2, 1), through=lambda a, b: (well(a), b))
 def solve(x1: Any, x2: Any, /) -> Tensor:
     """The `x` for which `x1 @ x == x2`: `(..., n, n), (..., n, k) -> (..., n, k)`.
 
-    `x2` may also be one vector `(n,)`. Raises LinAlgError if a matrix is singular.
+    `x2` may also be one vector `(n,)`. Raises ShapeError if the shapes don't fit, LinAlgError if a
+    matrix is singular.
     """
     a, b = square_only(x1, "solve"), as_tensor(x2)
     if not b.ndim or a.shape[-1] != b.shape[builtins.max(b.ndim - 2, 0)]:
@@ -309,9 +333,14 @@ def solve(x1: Any, x2: Any, /) -> Tensor:
 
 # %% ../../nbs/09c_linalg.ipynb #96bc0e57
 def matrix_power(x: Any, n: int, /) -> Tensor:
-    "`x @ x @ ...`, `n` factors, by repeated squaring; a negative `n` inverts first."
+    """`x @ x @ ...`, `n` factors, by repeated squaring; a negative `n` inverts first.
+
+    Raises ShapeError unless the matrices are square, LinAlgError for the inverse of a singular one.
+    """
     x, n = square_only(x, "matrix_power"), operator.index(n)
     out = broadcast_to(constant(x, np.eye(x.shape[-1])), shape=x.shape)
+    if n == 0:
+        return where(False, x, out)  # a constant, but with a history: its gradient is 0
     if n < 0:
         x, n = inv(x), -n
     first = True
@@ -348,7 +377,11 @@ _slogdet.example((2, 2, 2), through=well)
 
 
 def slogdet(x: Any, /) -> SlogdetResult:
-    "Sign and logarithm of the determinants, which don't overflow; 0 and -inf if singular."
+    """Sign and logarithm of the determinants, which don't overflow; 0 and -inf if singular.
+
+    `(..., n, n) -> (...), (...)`. Raises ShapeError unless the matrices are square; the gradient of
+    a singular one raises LinAlgError.
+    """
     return SlogdetResult(*_slogdet(square_only(x, "slogdet")))
 
 # %% ../../nbs/09c_linalg.ipynb #37821802
@@ -361,13 +394,23 @@ def _cofactors(xp: Any, x: Any) -> Any:
     return xp.matmul(u * (others * xp.round(turn)[..., None])[..., None, :], vh)
 
 # %% ../../nbs/09c_linalg.ipynb #7ee67d16
+def inverse_for_det(x: Tensor) -> Any:
+    try:
+        return inv(x).mT
+    except LinAlgError as error:
+        raise LinAlgError(
+            f"det: {str(error).removeprefix('inv: ')}; its first derivative exists, but the second"
+            " takes the inverse: write the determinant out in products, or move x a little"
+        ) from error
+
+
 def cofactors_vjp(g: Tensor, out: Tensor, x: Tensor) -> Any:
-    h = inv(x).mT
+    h = inverse_for_det(x)
     return inner(g, out) * h - h @ g.mT @ out
 
 
 def cofactors_jvp(t: Tensor, out: Tensor, x: Tensor) -> Any:
-    h = inv(x).mT
+    h = inverse_for_det(x)
     return inner(h, t) * out - out @ t.mT @ h
 
 
@@ -389,7 +432,11 @@ _det.example((2, 2, 2), through=well)
 
 
 def det(x: Any, /) -> Tensor:
-    "The determinants of square matrices; for large ones `slogdet` is safer."
+    """The determinants of square matrices `(..., n, n) -> (...)`; for large ones use `slogdet`.
+
+    Raises ShapeError unless the matrices are square; the second derivative of a singular one raises
+    LinAlgError.
+    """
     return cast(Tensor, _det(square_only(x, "det")))
 
 # %% ../../nbs/09c_linalg.ipynb #3ae86290
@@ -437,8 +484,9 @@ _cholesky.example((2, 2, 2), through=definite)
 def cholesky(x: Any, /, *, upper: bool = False) -> Tensor:
     """The lower triangular `l` with `l @ l.mT == x`, or its transpose if `upper`.
 
-    `x` is taken to be symmetric: only its lower half is read, and its gradient is symmetric.
-    Raises LinAlgError (Murray, 2016).
+    `x` `(..., n, n)` is taken to be symmetric: only its lower half is read, and its gradient is
+    symmetric (Murray, 2016). Raises ShapeError unless the matrices are square, LinAlgError if one
+    is not positive definite.
     """
     out = _cholesky(square_only(x, "cholesky"))
     return swapped(out) if upper else cast(Tensor, out)
@@ -493,7 +541,8 @@ def qr(x: Any, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRResu
     """Orthonormal columns `Q` and an upper triangular `R` with `Q @ R == x`.
 
     `(..., m, n) -> (..., m, k), (..., k, n)` with `k = min(m, n)`, or `k = m` in mode "complete".
-    Derivatives: for m >= n, mode "reduced", independent columns.
+    Derivatives: for m >= n, mode "reduced", independent columns; else GraphError. Raises ShapeError
+    for fewer than two axes, ValueError for another mode.
     """
     if mode not in ("reduced", "complete"):
         raise ValueError(f"qr: mode={mode!r}; there are 'reduced' and 'complete'")
@@ -564,9 +613,10 @@ _eigh.example((2, 2, 2), through=spread)
 def eigh(x: Any, /) -> EighResult:
     """Eigenvalues and eigenvectors of symmetric matrices: `x == v * w @ v.mT`.
 
-    Only the lower half of `x` is read; its gradient is symmetric. The sign of each eigenvector is
-    arbitrary, so gradients mean something for functions only that don't depend on it. Where the
-    derivative needs the gap of two equal eigenvalues, it is not finite (Giles, 2008).
+    `(..., n, n) -> (..., n), (..., n, n)`. Only the lower half of `x` is read; its gradient is
+    symmetric. The sign of each eigenvector is arbitrary, so gradients mean something for functions
+    only that don't depend on it. Where the derivative needs the gap of two equal eigenvalues, it is
+    not finite (Giles, 2008). Raises ShapeError unless the matrices are square.
     """
     return EighResult(*_eigh(square_only(x, "eigh")))
 
@@ -593,7 +643,10 @@ _eigvalsh.example((2, 2, 2), through=spread)
 
 
 def eigvalsh(x: Any, /) -> Tensor:
-    "The eigenvalues of symmetric matrices, ascending."
+    """The eigenvalues of symmetric matrices, ascending: `(..., n, n) -> (..., n)`.
+
+    Raises ShapeError unless the matrices are square.
+    """
     return cast(Tensor, _eigvalsh(square_only(x, "eigvalsh")))
 
 # %% ../../nbs/09c_linalg.ipynb #1b9a8c17
@@ -667,8 +720,9 @@ def svd(x: Any, /, *, full_matrices: bool = True) -> SVDResult:
     """Singular value decomposition: `x == U * S @ Vh`, singular values descending.
 
     `(..., m, n) -> (..., m, k), (..., k), (..., k, n)` with `k = min(m, n)`; with `full_matrices`,
-    U and Vh are square. Derivatives: for `full_matrices=False` or square `x`, and with what `eigh`
-    says about signs and equal values (Townsend, 2016).
+    U and Vh are square. Derivatives: for `full_matrices=False` or square `x`, else GraphError; and
+    with what `eigh` says about signs and equal values (Townsend, 2016). Raises ShapeError for fewer
+    than two axes, LinAlgError for elements that are not finite.
     """
     return SVDResult(*_svd(matrices(x, "svd"), full_matrices=full_matrices))
 
@@ -698,7 +752,10 @@ _svdvals.example((2, 2, 3), through=stretched)
 
 
 def svdvals(x: Any, /) -> Tensor:
-    "The singular values, descending."
+    """The singular values, descending: `(..., m, n) -> (..., min(m, n))`.
+
+    Raises ShapeError for fewer than two axes, LinAlgError for elements that are not finite.
+    """
     return cast(Tensor, _svdvals(matrices(x, "svdvals")))
 
 # %% ../../nbs/09c_linalg.ipynb #1cc54f46
@@ -742,8 +799,9 @@ _pinv.example((2, 3), through=stretched, rtol=None)
 def pinv(x: Any, /, *, rtol: float | None = None) -> Tensor:
     """The pseudo-inverse: `pinv(a) @ b` is the shortest least-squares solution of `a @ x = b`.
 
-    Singular values up to `rtol` times the largest count as 0 (default: max(m, n) times the machine
-    epsilon). Derivatives hold where the rank does not change (Golub and Pereyra, 1973).
+    `(..., m, n) -> (..., n, m)`. Singular values up to `rtol` times the largest count as 0
+    (default: max(m, n) times the machine epsilon). Derivatives hold where the rank does not change
+    (Golub and Pereyra, 1973). Raises as `svdvals`.
     """
     return cast(Tensor, _pinv(matrices(x, "pinv"), rtol=None if rtol is None else float(rtol)))
 
@@ -760,7 +818,10 @@ _matrix_rank.example((2, 4, 3), rtol=None)
 
 
 def matrix_rank(x: Any, /, *, rtol: float | None = None) -> Tensor:
-    "How many singular values exceed `rtol` times the largest one (default as for `pinv`)."
+    """How many singular values exceed `rtol` times the largest one (default as for `pinv`).
+
+    `(..., m, n) -> (...)`. Raises as `svdvals`: ShapeError, LinAlgError.
+    """
     return cast(Tensor, _matrix_rank(matrices(x, "matrix_rank"), rtol=rtol))
 
 # %% ../../nbs/09c_linalg.ipynb #60398523-2
@@ -810,8 +871,9 @@ def vector_norm(
 ) -> Tensor:
     """The length of vectors: `sum(abs(x)**ord) ** (1/ord)` over `axis` (default: all elements).
 
-    `ord`: inf and -inf for the largest and the smallest element, 0 for how many are not 0.
-    The slope of the length of a vector of zeros is taken to be 0.
+    `ord`: inf and -inf for the largest and the smallest element, 0 for how many are not 0. The
+    slope of the length of a vector of zeros is taken to be 0. Raises ShapeError if there is no such
+    axis.
     """
     x = as_tensor(x)
     axes = axes_of(axis, x.ndim, "vector_norm")
@@ -820,7 +882,8 @@ def vector_norm(
     if ord == -math.inf:
         return min(abs(x), axis=axes, keepdims=keepdims)
     if ord == 0:
-        return sum(astype(not_equal(x, 0), dtype=x.dtype), axis=axes, keepdims=keepdims)
+        ones = where(False, x, astype(not_equal(x, 0), dtype=x.dtype))  # with gradients of 0
+        return sum(ones, axis=axes, keepdims=keepdims)
     if ord == 1:
         return sum(abs(x), axis=axes, keepdims=keepdims)
     out = _p_norm(x, ord=float(ord), axis=axes)
@@ -833,8 +896,9 @@ def matrix_norm(
 ) -> Tensor:
     """The size of matrices: "fro" the root of the sum of squares, "nuc" the sum of singular values.
 
-    2 and -2: the largest and smallest singular value; 1 and -1: the largest and smallest sum of
-    absolute values of a column; inf and -inf: the same of a row.
+    `(..., m, n) -> (...)`. 2 and -2: the largest and smallest singular value; 1 and -1: the largest
+    and smallest sum of absolute values of a column; inf and -inf: the same of a row. Raises
+    ShapeError for fewer than two axes, ValueError for another `ord`.
     """
     x = matrices(x, "matrix_norm")
     if ord in ("fro", None):

@@ -20,6 +20,7 @@ from gradbook.tensor.core import (
     as_tensor,
     astype,
     axes_of,
+    axis_of,
     broadcast_to,
     divide,
     exp,
@@ -102,12 +103,18 @@ def extremum_jvp(t: Any, out: Any, x: Any, axis: tuple[int, ...]) -> Any:
 
 # %% ../../nbs/09_ops.ipynb #2eb8336d
 def max(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    "The largest element along `axis`; ties share the slope equally."
+    """The largest element along `axis`; ties share the slope equally.
+
+    Raises ShapeError if there is no such axis, or no element.
+    """
     return reduced(_max, as_tensor(x), axis, keepdims, needed=True)
 
 
 def min(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    "The smallest element along `axis`; ties share the slope equally."
+    """The smallest element along `axis`; ties share the slope equally.
+
+    Raises ShapeError if there is no such axis, or no element.
+    """
     return reduced(_min, as_tensor(x), axis, keepdims, needed=True)
 
 
@@ -135,7 +142,7 @@ _mean.example((2, 3, 2), axis=(0, 2))
 
 
 def mean(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    "The mean along `axis`; of no elements, NaN."
+    "The mean along `axis`; of no elements, NaN. Raises ShapeError if there is no such axis."
     return reduced(_mean, as_tensor(x), axis, keepdims)
 
 # %% ../../nbs/09_ops.ipynb #29cb9466
@@ -183,7 +190,10 @@ _var.example((2, 3, 2), axis=(0, 2), correction=1.0)
 
 
 def var(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
-    "The mean squared distance from the mean; `correction=1` divides by n - 1."
+    """The mean squared distance from the mean; `correction=1` divides by n - 1.
+
+    Raises ShapeError if there is no such axis.
+    """
     return reduced(_var, floated(x), axis, keepdims, correction=correction)
 
 # %% ../../nbs/09_ops.ipynb #d609469c
@@ -213,7 +223,10 @@ _std.example((2, 3, 2), axis=(0, 2), correction=1.0)
 
 
 def std(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
-    "The square root of `var`; where nothing varies its slope is 0."
+    """The square root of `var`; where nothing varies its slope is 0.
+
+    Raises ShapeError if there is no such axis.
+    """
     return reduced(_std, floated(x), axis, keepdims, correction=correction)
 
 # %% ../../nbs/09_ops.ipynb #f7ba4eee
@@ -249,23 +262,26 @@ for f in (_argmax, _argmin):
 
 # %% ../../nbs/09_ops.ipynb #5be9a8df
 def all(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    "Whether all elements are true; of no elements, yes."
+    """Whether all elements are true; of no elements, yes.
+
+    Raises ShapeError if there is no such axis.
+    """
     return reduced(_all, as_tensor(x), axis, keepdims)
 
 
 def any(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    "Whether any element is true; of no elements, no."
+    "Whether any element is true; of no elements, no. Raises ShapeError if there is no such axis."
     return reduced(_any, as_tensor(x), axis, keepdims)
 
 
 def count_nonzero(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    "How many elements are not 0."
+    "How many elements are not 0. Raises ShapeError if there is no such axis."
     return reduced(_count_nonzero, as_tensor(x), axis, keepdims)
 
 # %% ../../nbs/09_ops.ipynb #e8edbfe8
 def position(f: Operation, x: Tensor, axis: int | None, keepdims: bool) -> Tensor:
     "The place of an extremum along one axis, or in the flat array."
-    (k,) = axes_of(0 if axis is None else axis, 1 if axis is None else x.ndim, f.__name__)
+    k = axis_of(0 if axis is None else axis, 1 if axis is None else x.ndim, f.__name__)
     flat = reshape(x, shape=(x.size,)) if axis is None else x
     if not flat.shape[k]:
         raise ShapeError(f"{f.__name__}: no elements along axis {axis} of shape {x.shape}")
@@ -277,12 +293,18 @@ def position(f: Operation, x: Tensor, axis: int | None, keepdims: bool) -> Tenso
 
 
 def argmax(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
-    "Where the largest element is, the first of them at a tie."
+    """Where the largest element is, the first of them at a tie; without `axis`, as if flat.
+
+    Raises ShapeError if there is no such axis, or no element.
+    """
     return position(_argmax, as_tensor(x), axis, keepdims)
 
 
 def argmin(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
-    "Where the smallest element is, the first of them at a tie."
+    """Where the smallest element is, the first of them at a tie; without `axis`, as if flat.
+
+    Raises ShapeError if there is no such axis, or no element.
+    """
     return position(_argmin, as_tensor(x), axis, keepdims)
 
 # %% ../../nbs/09_ops.ipynb #9dd093a9
@@ -410,13 +432,17 @@ def along(x: Tensor, axis: int | None, name: str) -> int:
     "The axis of a running total; vectors don't need to be told."
     if axis is None and x.ndim != 1:
         raise ShapeError(f"{name}: which axis? The tensor has shape {x.shape}")
-    return axes_of(0 if axis is None else axis, x.ndim, name)[0]
+    return axis_of(0 if axis is None else axis, x.ndim, name)
 
 
 def cumulative_sum(
     x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False
 ) -> Tensor:
-    "The sums of the first 1, 2, 3, ... elements; `include_initial` puts a 0 in front."
+    """The sums of the first 1, 2, 3, ... elements; `include_initial` puts a 0 in front.
+
+    `(n,) -> (n,)`, or `(n + 1,)` with `include_initial`. Raises ShapeError if there is no such
+    axis, or none is given for more than one.
+    """
     x = as_tensor(x) if dtype is None else astype(x, dtype=as_dtype(dtype))
     k = along(x, axis, "cumulative_sum")
     out = cumsum(x, axis=k)
@@ -426,7 +452,10 @@ def cumulative_sum(
 def cumulative_prod(
     x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False
 ) -> Tensor:
-    "The products of the first 1, 2, 3, ... elements; `include_initial` puts a 1 in front."
+    """The products of the first 1, 2, 3, ... elements; `include_initial` puts a 1 in front.
+
+    Shapes and errors as in `cumulative_sum`.
+    """
     x = as_tensor(x) if dtype is None else astype(x, dtype=as_dtype(dtype))
     k = along(x, axis, "cumulative_prod")
     out = cumprod(x, axis=k)
@@ -448,9 +477,13 @@ def joined(x: Tensor, y: Any, axis: int, name: str) -> Tensor:
 def diff(
     x: Any, /, *, axis: int = -1, n: int = 1, prepend: Any = None, append: Any = None
 ) -> Tensor:
-    "The differences of neighbours along `axis`, taken `n` times."
+    """The differences of neighbours along `axis`, taken `n` times: `(..., m) -> (..., m - n)`.
+
+    Raises ShapeError if there is no such axis, or `prepend` or `append` don't fit, ValueError for a
+    negative `n`.
+    """
     out = as_tensor(x)
-    (k,) = axes_of(axis, out.ndim, "diff")
+    k = axis_of(axis, out.ndim, "diff")
     if n < 0:
         raise ValueError(f"diff: n={n}; it counts how often")
     if n and prepend is not None:
@@ -493,7 +526,7 @@ def flattened(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, int]:
 
 
 def prod(x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Tensor:
-    "The product along `axis`; of no elements, 1."
+    "The product along `axis`; of no elements, 1. Raises ShapeError if there is no such axis."
     x = as_tensor(x) if dtype is None else astype(x, dtype=as_dtype(dtype))
     axes = axes_of(axis, x.ndim, "prod")
     flat, last = flattened(x, axes)
@@ -576,9 +609,12 @@ softmax_slope.example((3, 4), (3, 4), axis=1)
 
 
 def softmax(x: Any, /, *, axis: int = -1) -> Tensor:
-    "Positive numbers that add up to 1 along `axis`, in the ratio of e^x."
+    """Positive numbers that add up to 1 along `axis`, in the ratio of e^x; shape as `x`.
+
+    Raises ShapeError if there is no such axis.
+    """
     x = floated(x)
-    return cast(Tensor, _softmax(x, axis=axes_of(axis, x.ndim, "softmax")[0]))
+    return cast(Tensor, _softmax(x, axis=axis_of(axis, x.ndim, "softmax")))
 
 # %% ../../nbs/09_ops.ipynb #12ae700e
 def log_softmax_rows(x: Any, axis: int, out: Any) -> Any:
@@ -648,9 +684,12 @@ log_softmax_up.example((3, 4), (3, 4), axis=1)
 
 # %% ../../nbs/09_ops.ipynb #03cfade6
 def log_softmax(x: Any, /, *, axis: int = -1) -> Tensor:
-    "The logarithm of `softmax`, in one go."
+    """The logarithm of `softmax`, in one go; shape as `x`.
+
+    Raises ShapeError if there is no such axis.
+    """
     x = floated(x)
-    return cast(Tensor, _log_softmax(x, axis=axes_of(axis, x.ndim, "log_softmax")[0]))
+    return cast(Tensor, _log_softmax(x, axis=axis_of(axis, x.ndim, "log_softmax")))
 
 # %% ../../nbs/09_ops.ipynb #9f451087
 @primitive
@@ -674,7 +713,10 @@ _logsumexp.example((2, 3, 2), axis=1)
 
 
 def logsumexp(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    "log(sum(e^x)) along `axis`, without overflow; of no elements, -inf."
+    """log(sum(e^x)) along `axis`, without overflow; of no elements, -inf.
+
+    Raises ShapeError if there is no such axis.
+    """
     x = floated(x)
     axes = axes_of(axis, x.ndim, "logsumexp")
     flat, last = flattened(x, axes)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from . import core
 from .backend import device_of
-from .core import ShapeError, Tensor, as_tensor, axes_of, methods, primitive
+from .core import ShapeError, Tensor, as_tensor, axes_of, axis_of, methods, primitive
 
 # %% auto #0
 __all__ = ['reshape', 'fitted', 'shared', 'flatten', 'expand_dims', 'squeeze', 'permute_dims', 'moveaxis', 'swapaxes',
@@ -22,8 +22,8 @@ __all__ = ['reshape', 'fitted', 'shared', 'flatten', 'expand_dims', 'squeeze', '
 def reshape(x: Any, /, shape: int | tuple[int, ...], *, copy: bool | None = None) -> Tensor:
     """The same elements in another shape; one length may be -1, to be worked out.
 
-    Tensors never change, so `copy=True` makes no copy; with `copy=False` there is a ValueError if
-    the elements would have to move.
+    Tensors never change, so `copy=True` makes no copy. Raises ShapeError if the elements don't fit,
+    and with `copy=False` ValueError if they would have to move.
     """
     x = as_tensor(x)
     lengths = (shape,) if isinstance(shape, int) else tuple(map(int, shape))
@@ -57,22 +57,28 @@ def shared(x: Tensor, y: Tensor) -> bool:
 
 # %% ../../nbs/09b_shape.ipynb #712623d2
 def flatten(x: Any, /, start: int = 0, end: int = -1) -> Tensor:
-    "Axes `start` to `end` (inclusive; default: all) as one."
+    """Axes `start` to `end` (inclusive; default: all) as one: `(n, c, h, w) -> (n, c * h * w)`.
+
+    Raises ShapeError if there are no such axes, or they are in the wrong order.
+    """
     x = as_tensor(x)
     if not x.ndim:
         return reshape(x, (1,))
-    (first,), (last,) = axes_of(start, x.ndim, "flatten"), axes_of(end, x.ndim, "flatten")
+    first, last = axis_of(start, x.ndim, "flatten"), axis_of(end, x.ndim, "flatten")
     if first > last:
         raise ShapeError(f"flatten: axes {start} to {end} of a tensor with {x.ndim} axes")
     return reshape(x, (*x.shape[:first], prod(x.shape[first : last + 1]), *x.shape[last + 1 :]))
 
 # %% ../../nbs/09b_shape.ipynb #ad5972db
 def expand_dims(x: Any, /, axis: int | tuple[int, ...] = 0) -> Tensor:
-    "New axes of length 1, at these places of the result."
+    """New axes of length 1, at these places of the result: `(n, m) -> (1, n, m)`.
+
+    Raises IndexError if the result has no such place, ShapeError if one is named twice.
+    """
     x = as_tensor(x)
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
     ndim = x.ndim + len(axes)
-    if any(not -ndim <= k < ndim for k in axes):
+    if any(isinstance(k, int) and not -ndim <= k < ndim for k in axes):
         raise IndexError(f"expand_dims: axis {axis} of a result with {ndim} axes")
     new = axes_of(axes, ndim, "expand_dims")
     rest = iter(x.shape)
@@ -80,7 +86,10 @@ def expand_dims(x: Any, /, axis: int | tuple[int, ...] = 0) -> Tensor:
 
 
 def squeeze(x: Any, /, axis: int | tuple[int, ...] | None = None) -> Tensor:
-    "Without the axes `axis`, which must have length 1 (default: all that have)."
+    """Without the axes `axis` (default: all of length 1): `(n, 1, m) -> (n, m)`.
+
+    Raises ShapeError if there is no such axis, or its length is not 1.
+    """
     x = as_tensor(x)
     ones = tuple(k for k, n in enumerate(x.shape) if n == 1)
     gone = ones if axis is None else axes_of(axis, x.ndim, "squeeze")
@@ -91,7 +100,10 @@ def squeeze(x: Any, /, axis: int | tuple[int, ...] | None = None) -> Tensor:
 
 # %% ../../nbs/09b_shape.ipynb #a0ce9ffb
 def permute_dims(x: Any, /, axes: tuple[int, ...]) -> Tensor:
-    "The axes in another order: axis `k` of the result is axis `axes[k]` of `x`."
+    """The axes in another order: axis `k` of the result is axis `axes[k]` of `x`.
+
+    Raises ShapeError unless each axis is named once.
+    """
     x = as_tensor(x)
     order = axes_of(tuple(axes), x.ndim, "permute_dims")
     if len(order) != x.ndim:
@@ -102,7 +114,10 @@ def permute_dims(x: Any, /, axes: tuple[int, ...]) -> Tensor:
 def moveaxis(
     x: Any, source: int | tuple[int, ...], destination: int | tuple[int, ...], /
 ) -> Tensor:
-    "Axes `source` moved to the places `destination`; the others keep their order."
+    """Axes `source` moved to the places `destination`; the others keep their order.
+
+    Raises ShapeError if there are no such axes, or not as many places.
+    """
     x = as_tensor(x)
     start, end = axes_of(source, x.ndim, "moveaxis"), axes_of(destination, x.ndim, "moveaxis")
     if len(start) != len(end):
@@ -113,14 +128,17 @@ def moveaxis(
 
 
 def swapaxes(x: Any, axis1: int, axis2: int, /) -> Tensor:
-    "Two axes exchanged."
+    "Two axes exchanged. Raises ShapeError if there is no such axis."
     x = as_tensor(x)
-    (j,), (k,) = axes_of(axis1, x.ndim, "swapaxes"), axes_of(axis2, x.ndim, "swapaxes")
+    j, k = axis_of(axis1, x.ndim, "swapaxes"), axis_of(axis2, x.ndim, "swapaxes")
     return permute_dims(x, tuple({j: k, k: j}.get(i, i) for i in range(x.ndim)))
 
 # %% ../../nbs/09b_shape.ipynb #8da47683
 def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    "The shape that tensors of these shapes are stretched to when they meet."
+    """The shape that tensors of these shapes are stretched to when they meet.
+
+    `(n, 1), (m,) -> (n, m)`. Raises ShapeError if there is none.
+    """
     out: list[int] = []
     for k in range(1, max(map(len, shapes), default=0) + 1):
         lengths = {shape[-k] for shape in shapes if k <= len(shape)}
@@ -131,7 +149,10 @@ def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def broadcast_to(x: Any, /, shape: tuple[int, ...]) -> Tensor:
-    "Stretched to `shape`: axes of length 1 and missing ones in front are repeated, without copies."
+    """Stretched to `shape`, without copies: axes of length 1, and new ones in front, are repeated.
+
+    `(n, 1) -> (k, n, m)`. Raises ShapeError if other lengths would have to change.
+    """
     x, shape = as_tensor(x), tuple(map(int, shape))
     fits = len(x.shape) <= len(shape) and all(
         n in (1, m) for n, m in zip(x.shape[::-1], shape[::-1])
@@ -142,14 +163,17 @@ def broadcast_to(x: Any, /, shape: tuple[int, ...]) -> Tensor:
 
 
 def broadcast_arrays(*arrays: Any) -> tuple[Tensor, ...]:
-    "All stretched to their common shape."
+    "All stretched to their common shape. Raises ShapeError if there is none."
     tensors = tuple(map(as_tensor, arrays))
     shape = broadcast_shapes(*(x.shape for x in tensors))
     return tuple(broadcast_to(x, shape) for x in tensors)
 
 # %% ../../nbs/09b_shape.ipynb #c5bcd4c7
 def tile(x: Any, repetitions: tuple[int, ...], /) -> Tensor:
-    "The whole of `x` repeated along its axes, as tiles are laid."
+    """The whole of `x` repeated along its axes, as tiles are laid: `(n, m) -> (a * n, b * m)`.
+
+    Raises ShapeError for a negative number of repetitions.
+    """
     x, times = as_tensor(x), tuple(map(int, repetitions))
     if any(n < 0 for n in times):
         raise ShapeError(f"tile: repetitions {times} can't be negative")
@@ -187,7 +211,10 @@ _roll.example((2, 3), shift=(1, -4), axis=(0, 1))
 
 # %% ../../nbs/09b_shape.ipynb #5cd0306e
 def flip(x: Any, /, *, axis: int | tuple[int, ...] | None = None) -> Tensor:
-    "The order of the elements reversed along `axis` (default: along all)."
+    """The order of the elements reversed along `axis` (default: along all).
+
+    Raises ShapeError if there is no such axis.
+    """
     x = as_tensor(x)
     return cast(Tensor, _flip(x, axis=axes_of(axis, x.ndim, "flip")))
 
@@ -195,7 +222,10 @@ def flip(x: Any, /, *, axis: int | tuple[int, ...] | None = None) -> Tensor:
 def roll(
     x: Any, /, shift: int | tuple[int, ...], *, axis: int | tuple[int, ...] | None = None
 ) -> Tensor:
-    "Elements pushed `shift` places on, from the end back to the front; without `axis`, as if flat."
+    """Elements pushed `shift` places on, from the end back to the front; without `axis`, flat.
+
+    Raises ShapeError if there is no such axis, or not one shift for each.
+    """
     x = as_tensor(x)
     if axis is None:
         return reshape(roll(reshape(x, (-1,) if x.size else (0,)), shift, axis=0), x.shape)
@@ -203,7 +233,7 @@ def roll(
     shifts = shift if isinstance(shift, tuple) else (shift,) * len(axes)
     if len(shifts) != len(axes):
         raise ShapeError(f"roll: {len(shifts)} shifts for {len(axes)} axes")
-    each = tuple(axes_of(k, x.ndim, "roll")[0] for k in axes)  # an axis may be rolled twice
+    each = tuple(axis_of(k, x.ndim, "roll") for k in axes)  # an axis may be rolled twice
     return cast(Tensor, _roll(x, shift=tuple(map(int, shifts)), axis=each))
 
 # %% ../../nbs/09b_shape.ipynb #58967316
@@ -244,13 +274,16 @@ _split.example((2, 4), sizes=(1, 2, 1), axis=1)
 
 # %% ../../nbs/09b_shape.ipynb #21ccf2cc
 def concat(arrays: Sequence[Any], /, *, axis: int | None = 0) -> Tensor:
-    "Tensors joined along an existing axis; `axis=None` joins them flat."
+    """Tensors joined along an existing axis: `(n, d), (m, d) -> (n + m, d)`; None joins them flat.
+
+    Raises ShapeError if there is nothing to join, no such axis, or another axis differs.
+    """
     xs = [as_tensor(x) for x in arrays]
     if not xs:
         raise ShapeError("concat: nothing to join")
     if axis is None:
         xs, axis = [reshape(x, (x.size,)) for x in xs], 0
-    (k,) = axes_of(axis, xs[0].ndim, "concat")
+    k = axis_of(axis, xs[0].ndim, "concat")
     first = xs[0].shape
     for i, x in enumerate(xs):
         if x.ndim != len(first) or x.shape[:k] + x.shape[k + 1 :] != first[:k] + first[k + 1 :]:
@@ -262,7 +295,10 @@ def concat(arrays: Sequence[Any], /, *, axis: int | None = 0) -> Tensor:
 
 # %% ../../nbs/09b_shape.ipynb #714f402b
 def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Tensor:
-    "Tensors of one shape joined along a new axis."
+    """Tensors of one shape joined along a new axis: of `k` tensors `(n, m)` one `(k, n, m)`.
+
+    Raises ShapeError if there is nothing to join, no such axis, or the shapes differ.
+    """
     xs = [as_tensor(x) for x in arrays]
     for i, x in enumerate(xs):
         if x.shape != xs[0].shape:
@@ -271,14 +307,17 @@ def stack(arrays: Sequence[Any], /, *, axis: int = 0) -> Tensor:
             )
     if not xs:
         raise ShapeError("stack: nothing to join")
-    (k,) = axes_of(axis, xs[0].ndim + 1, "stack")
+    k = axis_of(axis, xs[0].ndim + 1, "stack")
     return concat([expand_dims(x, k) for x in xs], axis=k)
 
 # %% ../../nbs/09b_shape.ipynb #f5a84689
 def split(x: Any, sizes: int | Sequence[int], /, *, axis: int = 0) -> tuple[Tensor, ...]:
-    "Pieces of these sizes along `axis`; one number: pieces of that size, the last may be smaller."
+    """Pieces of these sizes along `axis`; one number: pieces of that size, the last may be smaller.
+
+    Raises ShapeError if there is no such axis, or the sizes don't add up to its length.
+    """
     x = as_tensor(x)
-    (k,) = axes_of(axis, x.ndim, "split")
+    k = axis_of(axis, x.ndim, "split")
     n = x.shape[k]
     if isinstance(sizes, int):
         if sizes < 1:
@@ -291,18 +330,24 @@ def split(x: Any, sizes: int | Sequence[int], /, *, axis: int = 0) -> tuple[Tens
 
 
 def chunk(x: Any, count: int, /, *, axis: int = 0) -> tuple[Tensor, ...]:
-    "At most `count` pieces along `axis`, of equal size but for the last."
+    """At most `count` pieces along `axis`, of equal size but for the last.
+
+    Raises ShapeError if there is no such axis, or `count` is below 1.
+    """
     x = as_tensor(x)
     if count < 1:
         raise ShapeError(f"chunk: {count} pieces")
-    (k,) = axes_of(axis, x.ndim, "chunk")
+    k = axis_of(axis, x.ndim, "chunk")
     return split(x, max(1, -(-x.shape[k] // count)), axis=k)
 
 # %% ../../nbs/09b_shape.ipynb #fb901395
 def unstack(x: Any, /, *, axis: int = 0) -> tuple[Tensor, ...]:
-    "The slices along `axis`, which they lose."
+    """The slices along `axis`, which they lose: of `(k, n)` they are `k` tensors `(n,)`.
+
+    Raises ShapeError if there is no such axis.
+    """
     x = as_tensor(x)
-    (k,) = axes_of(axis, x.ndim, "unstack")
+    k = axis_of(axis, x.ndim, "unstack")
     shape = x.shape[:k] + x.shape[k + 1 :]
     parts = split(x, (1,) * x.shape[k], axis=k) if x.shape[k] else ()
     return tuple(reshape(p, shape) for p in parts)
