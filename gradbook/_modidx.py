@@ -2318,7 +2318,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'gradbook.tensor.random.split': ('backend.html#split', 'gradbook/tensor/random.py'),
                                         'gradbook.tensor.random.uniform': ('backend.html#uniform', 'gradbook/tensor/random.py'),
                                         'gradbook.tensor.random.weighted': ('backend.html#weighted', 'gradbook/tensor/random.py'),
-                                        'gradbook.tensor.random.whole': ('backend.html#whole', 'gradbook/tensor/random.py'),
+                                        'gradbook.tensor.random.whole_number': ('backend.html#whole_number', 'gradbook/tensor/random.py'),
                                         'gradbook.tensor.random.word_pair': ('backend.html#word_pair', 'gradbook/tensor/random.py')},
             'gradbook.tensor.reduce': { 'gradbook.tensor.reduce._all': ('ops.html#_all', 'gradbook/tensor/reduce.py'),
                                         'gradbook.tensor.reduce._any': ('ops.html#_any', 'gradbook/tensor/reduce.py'),

@@ -31,9 +31,9 @@ from gradbook.tensor.backend import (
 )
 
 # %% auto #0
-__all__ = ['MULTIPLIERS', 'STEPS', 'MASK', 'DRAW', 'BLOCK', 'SPLIT', 'FOLD', 'WORDS_EACH', 'philox', 'blocks', 'Key', 'whole',
-           'word_pair', 'checked', 'key', 'sizes', 'fill', 'bits', 'split', 'fold_in', 'joined', 'fractions', 'uniform',
-           'bell', 'normal', 'integers', 'bernoulli', 'permutation', 'choice', 'weighted']
+__all__ = ['MULTIPLIERS', 'STEPS', 'MASK', 'DRAW', 'BLOCK', 'SPLIT', 'FOLD', 'WORDS_EACH', 'philox', 'blocks', 'Key',
+           'whole_number', 'word_pair', 'checked', 'key', 'sizes', 'fill', 'bits', 'split', 'fold_in', 'joined',
+           'fractions', 'uniform', 'bell', 'normal', 'integers', 'bernoulli', 'permutation', 'choice', 'weighted']
 
 # %% ../../nbs/07_backend.ipynb #8814a91b
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -113,7 +113,7 @@ class Key:
 
 
 # %% ../../nbs/07_backend.ipynb #bed1ab2e
-def whole(function: str, number: Any) -> int:
+def whole_number(function: str, number: Any) -> int:
     "A whole number, of whatever class, as Python's int; raises TypeError."
     try:
         return operator.index(number)
@@ -123,7 +123,7 @@ def whole(function: str, number: Any) -> int:
 
 def word_pair(name: str, number: int) -> tuple[int, int]:
     "A whole number from 0 to 2**64 - 1 as two words, the lower one first; raises ValueError."
-    number = whole(name, number)
+    number = whole_number(name, number)
     if not 0 <= number < 2**64:
         raise ValueError(f"{name}: {number} is not between 0 and 2**64 - 1")
     return number & MASK, number >> 32
@@ -192,7 +192,7 @@ SPLIT, FOLD = 1, 2
 
 def split(key: Key, n: int = 2) -> tuple[Key, ...]:
     "`n` new keys; those of a smaller `n` are the first of them. Raises ValueError if `n` < 0."
-    state, count = checked(key, "split").state(), whole("split", n)
+    state, count = checked(key, "split").state(), whole_number("split", n)
     if count < 0:
         raise ValueError(f"split: {n} keys")
     return tuple(Key(*philox((*word_pair("split", i), 0, SPLIT), state)[:2]) for i in range(count))
@@ -316,7 +316,7 @@ def integers(
     Each has its probability to a relative error below 2**-32. Raises ValueError for an empty or a
     larger range.
     """
-    a, b = whole("integers", low), whole("integers", high)
+    a, b = whole_number("integers", low), whole_number("integers", high)
     if not (-(2**63) <= a < b <= 2**63 and b - a <= 2**32):
         raise ValueError(f"integers: from {a} to below {b}: need 1 to 2**32 numbers within int64")
     width, half = np.uint64(b - a), np.uint64(32)
