@@ -48,13 +48,13 @@ class Adam(Elementwise):
             xp: Any, p: Array, g: Array, s: Array, t: Array, m: Array, v: Array, *top: Array
         ) -> None:
             d = with_decay(xp, p, g, l2, s)
-            xp.multiply(d, d, out=t)
-            t *= 1 - beta2
-            v *= beta2
-            v += t
-            xp.subtract(d, m, out=t)
-            t *= 1 - beta1
+            m *= beta1
+            xp.multiply(d, 1 - beta1, out=t)
             m += t
+            v *= beta2
+            xp.multiply(d, (1 - beta2) ** 0.5, out=t)
+            t *= t
+            v += t
             for highest in top:
                 xp.maximum(highest, v, out=highest)
             xp.sqrt(top[0] if top else v, out=t)

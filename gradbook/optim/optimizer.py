@@ -5,7 +5,9 @@
 # %% ../../nbs/14_optim.ipynb #2388d900
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from math import inf
 from typing import Any
@@ -16,9 +18,10 @@ from ..tensor.backend import Array, device_of, namespace, to_numpy, transfer
 from ..tensor.core import Tensor, enable_grad, overwritten
 
 # %% auto #0
-__all__ = ['Check', 'not_negative', 'CHECKS', 'Params', 'EXTRA', 'PIECE', 'Update', 'OptimizerError', 'between', 'check_options',
-           'as_groups', 'named', 'check_parameter', 'label', 'Groups', 'writable', 'Optimizer', 'saved_copy',
-           'checked_groups', 'checked_state', 'as_saved', 'Elementwise', 'with_decay', 'SGD', 'Adagrad', 'RMSprop']
+__all__ = ['Check', 'not_negative', 'CHECKS', 'Params', 'EXTRA', 'Job', 'PIECE', 'Update', 'ALONE', 'pools', 'OptimizerError',
+           'between', 'check_options', 'as_groups', 'named', 'check_parameter', 'label', 'Groups', 'writable',
+           'Optimizer', 'saved_copy', 'checked_groups', 'checked_state', 'as_saved', 'Elementwise', 'workers',
+           'in_parallel', 'with_decay', 'SGD', 'Adagrad', 'RMSprop']
 
 # %% ../../nbs/14_optim.ipynb #3996a0ee
 class OptimizerError(ValueError):
@@ -176,6 +179,9 @@ def writable(array: Array) -> bool:
     return bool(array.flags.c_contiguous and getattr(array.flags, "writeable", True))
 
 
+Job = tuple[Tensor, Array, dict[str, Any], dict[str, Any]]  # parameter, gradient, group, state
+
+
 class Optimizer(Groups):
     """Groups of parameters, what is remembered about each, and a `step()` that changes them.
 
@@ -204,12 +210,20 @@ class Optimizer(Groups):
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        for group, p, g in list(self.with_gradients()):
-            state = self.state_of(p, group)
+        jobs = [
+            (p, g, group, self.state_of(p, group)) for group, p, g in list(self.with_gradients())
+        ]
+        for _, _, _, state in jobs:
             state["step"] += 1
-            self.update(p, g, group, state)
+        self.work(jobs)
+        for p, *_ in jobs:
             overwritten(p)
         return loss
+
+    def work(self, jobs: list[Job]) -> None:
+        "Update the parameters, one after the other."
+        for job in jobs:
+            self.update(*job)
 
     def with_gradients(self) -> Iterator[tuple[dict[str, Any], Tensor, Array]]:
         "Each parameter that has a gradient, with its group and the gradient's array, checked."
@@ -238,9 +252,9 @@ class Optimizer(Groups):
                 state[name] = namespace(p.data).full_like(p.data, start)
         return state
 
-    def room(self, like: Array, *sizes: int) -> list[Array]:
+    def room(self, like: Array, *sizes: int, worker: int = 0) -> list[Array]:
         "Scratch arrays of these sizes, of dtype and device of `like`: the same memory every time."
-        kept = self._room.setdefault((like.dtype, device_of(like)), [])
+        kept = self._room.setdefault((worker, like.dtype, device_of(like)), [])
         for k, n in enumerate(sizes):
             if k == len(kept) or kept[k].size < n:
                 kept[k : k + 1] = [namespace(like).empty(n, dtype=like.dtype)]
@@ -334,28 +348,63 @@ def as_saved(value: Any, dtype: Any, device: Any) -> Any:
     array = value.data if isinstance(value, Tensor) else value
     return transfer(to_numpy(array).astype(dtype), device)
 
-# %% ../../nbs/14_optim.ipynb #fa36d2ed
-PIECE = 1 << 15  # elements; the pieces of six float32 arrays, 0.8 MB, stay in a core's cache
+# %% ../../nbs/14_optim.ipynb #2854a4b0
+PIECE = 1 << 18  # elements; see the measurements on the page
 Update = Callable[..., None]
 
 
 class Elementwise(Optimizer):
-    "An optimiser that treats each number for itself, so that it can work in pieces."
+    "An optimiser that treats each number for itself: in pieces, and several at a time."
 
     def rule(self, group: dict[str, Any], step: int) -> Update:
         "`f(xp, p, g, s, t, *buffers)` for a piece: changes `p` last; `s` and `t` are scratch."
         raise NotImplementedError
 
-    def update(self, p: Tensor, g: Array, group: dict[str, Any], state: dict[str, Any]) -> None:
-        change = self.rule(group, state["step"])
-        xp, n = namespace(p.data), p.size
+    def work(self, jobs: list[Job]) -> None:
+        todo = [piece for job in jobs for piece in self.pieces(*job)]
+        elements = sum(p.size for p, *_ in jobs)
+        in_parallel(self.run, todo, 1 if elements < ALONE else workers())
+
+    def pieces(
+        self, p: Tensor, g: Array, group: dict[str, Any], state: dict[str, Any]
+    ) -> Iterator[tuple[Update, list[Array]]]:
+        "What to call, and views of a piece of the parameter, the gradient and the buffers."
+        change, n = self.rule(group, state["step"]), p.size
         arrays = [p.data, g, *(state[name] for name in self.buffers(group))]
         flat = [a.reshape(-1) for a in arrays]  # copies a gradient that is a view, nothing else
-        size = min(PIECE, n) if xp is np else n
-        s, t = self.room(p.data, size, size)
+        size = PIECE if type(p.data) is np.ndarray else max(n, 1)
         for k in range(0, n, size):
-            a, b, *rest = [f[k : k + size] for f in flat]
-            change(xp, a, b, s[: a.size], t[: a.size], *rest)
+            yield change, [f[k : k + size] for f in flat]
+
+    def run(self, todo: Iterator[tuple[Update, list[Array]]], worker: int) -> None:
+        "Take pieces until there are none, with scratch memory of our own."
+        for change, (p, g, *buffers) in todo:
+            s, t = self.room(p, p.size, p.size, worker=worker)
+            change(namespace(p), p, g, s, t, *buffers)
+
+# %% ../../nbs/14_optim.ipynb #17087375
+ALONE = 1 << 19  # elements; below this a second thread costs more than it gives
+pools: dict[int, ThreadPoolExecutor] = {}  # by process: a forked child has no threads
+
+
+def workers() -> int:
+    "How many threads may work: OMP_NUM_THREADS, as in NumPy itself, or the number of cores."
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return int(limit) if limit.isdigit() and int(limit) else cores or 1
+
+
+def in_parallel(run: Callable[[Iterator[Any], int], None], todo: Iterable[Any], n: int) -> None:
+    "`run(pieces, worker)` in `n` threads, this one among them, that share the pieces."
+    pieces = iter(list(todo))
+    if n > 1 and os.getpid() not in pools:
+        pools[os.getpid()] = ThreadPoolExecutor(max_workers=workers(), thread_name_prefix="optim")
+    others = [pools[os.getpid()].submit(run, pieces, k) for k in range(1, n)]
+    try:
+        run(pieces, 0)
+    finally:
+        for other in others:
+            other.result()
 
 # %% ../../nbs/14_optim.ipynb #59a0f996
 def with_decay(xp: Any, p: Array, g: Array, decay: float, s: Array) -> Array:
