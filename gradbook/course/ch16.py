@@ -8,7 +8,7 @@ import numpy as np
 from .core import Exercise, Question, Quiz
 from ..nn.activations import ReLU
 from ..nn.linear import Linear
-from ..nn.module import Module, Sequential
+from ..nn.module import Sequential
 from ..nn.norm import BatchNorm1d, Dropout, group_norm, standardise
 from ..tensor.core import Tensor, no_grad
 
@@ -36,6 +36,7 @@ class InstanceNorm(Exercise):
     def cases():
         yield ((2, 3, 4, 4),)
         yield ((1, 2, 3, 5),)
+        yield ((3, 1, 2, 2),)
 
     def solution(x):
         return group_norm(x, x.shape[1])
@@ -73,7 +74,7 @@ class Merged(Exercise):
     function = "merged"
     tolerance = 1e-9
     hints = (
-        "With $s = \\gamma / \\sqrt{v + \\varepsilon}$ batch norm computes $s\\,(Wx + b - m) + \\beta$.",
+        "With $s = \\gamma / \\sqrt{v + \\varepsilon}$ it computes $s\\,(Wx + b - m) + \\beta$.",
         "Each row of $W$ belongs to one unit and is multiplied by that unit's $s$.",
         "The new bias is $s\\,(b - m) + \\beta$.",
     )
@@ -171,7 +172,8 @@ class Together(Exercise):
     tolerance = 1e-11
     hints = (
         "The mean of all weighs each mean with its count.",
-        "Count times variance is the sum of squared distances from the own mean. From another mean, at distance $d$, it is larger by count times $d^2$.",
+        "Count times variance is the sum of squared distances from the own mean.",
+        "From another mean, at distance $d$, that sum is larger by count times $d^2$.",
     )
 
     def cases():
@@ -180,20 +182,20 @@ class Together(Exercise):
         yield (0, 0.0, 0.0), (3, 2.0, 0.5)
 
     def solution(a, b):
-        (n, m, v), (k, l, w) = a, b
-        mean = (n * m + k * l) / (n + k)
-        squares = n * (v + (m - mean) ** 2) + k * (w + (l - mean) ** 2)
+        (n, m, v), (k, other, w) = a, b
+        mean = (n * m + k * other) / (n + k)
+        squares = n * (v + (m - mean) ** 2) + k * (w + (other - mean) ** 2)
         return n + k, mean, squares / (n + k)
 
     def wrong_within_only(a, b):
         "The distance between the two means adds to the spread of all."
-        (n, m, v), (k, l, w) = a, b
-        return n + k, (n * m + k * l) / (n + k), (n * v + k * w) / (n + k)
+        (n, m, v), (k, other, w) = a, b
+        return n + k, (n * m + k * other) / (n + k), (n * v + k * w) / (n + k)
 
     def wrong_not_weighted(a, b):
         "A batch of 100 counts as much as a batch of 1."
-        (n, m, v), (k, l, w) = a, b
-        mean = (m + l) / 2
+        (n, m, v), (k, other, w) = a, b
+        mean = (m + other) / 2
         return n + k, mean, (v + w) / 2 + (m - mean) ** 2
 
     def wrong_one_less(a, b):
@@ -224,6 +226,7 @@ class Answers(Exercise):
     def cases():
         yield True, 3
         yield False, 2
+        yield True, 1
 
     def solution(model, x, n):
         modes = [(part, part.training) for part in model.modules()]
@@ -319,7 +322,7 @@ questions = Quiz(
         because="1 / (1 - 0.2), so that the mean stays",
         wrong={
             "nothing": "then the next layer would see sums of 80 %",
-            "they are multiplied by 0.8": "that is what the first paper did when the network is used",
+            "they are multiplied by 0.8": "so the first paper did, and when the network is used",
             "they are multiplied by 5": "1 / p is for a layer that *keeps* with probability p",
         },
     ),

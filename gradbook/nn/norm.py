@@ -5,7 +5,6 @@
 # %% ../../nbs/16_norm.ipynb #809afc54
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from functools import partial
 from math import prod
@@ -16,15 +15,13 @@ import numpy as np
 from .init import as_key
 from .linear import whole
 from .module import Module, Parameter
-from ..tensor.backend import Device, as_device, asarray, floating, namespace
+from ..tensor.backend import Device, as_device, floating, namespace
 from gradbook.tensor.core import (
+    GraphError,
     Rule,
     ShapeError,
     Tensor,
-    as_tensor,
-    GraphError,
     floats,
-    multiply,
     primitive,
     reshape,
     wrap,
@@ -38,8 +35,8 @@ from ..tensor.transforms import filled, jvp, vjp
 __all__ = ['standardised', 'totals', 'averages', 'standardise', 'wide', 'three_terms', 'standardise_back', 'pushed_through',
            'pulled_through', 'check_shape', 'scaled', 'per_channel', 'last_axes', 'normal_shape', 'layer_norm',
            'rms_norm', 'group_norm', 'learned', 'LayerNorm', 'RMSNorm', 'GroupNorm', 'check_channels', 'follow',
-           'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'kept', 'dropout', 'check_share', 'Dropout',
-           'Dropout2d']
+           'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'kept', 'dropout', 'masked', 'check_share',
+           'Dropout', 'Dropout2d']
 
 # %% ../../nbs/16_norm.ipynb #a740e296
 def standardised(
@@ -109,7 +106,8 @@ def three_terms(
     own = r * g
     through_mean = g_mean / n - mean(own, axis=axis, keepdims=True) if centred else 0.0
     through_var = u * (2.0 / n * g_var / r - r * mean(g * u, axis=axis, keepdims=True))
-    return own + through_mean + through_var
+    out: Tensor = own + through_mean + through_var
+    return out
 
 # %% ../../nbs/16_norm.ipynb #119f6a12
 @primitive(casts=True)
@@ -177,8 +175,9 @@ def check_shape(who: str, what: str, tensor: Any, shape: tuple[int, ...]) -> Non
 
 def scaled(u: Tensor, weight: Any, bias: Any) -> Tensor:
     "`u * weight + bias`, without what is None."
-    u = u if weight is None else u * weight
-    return u if bias is None else u + bias
+    if weight is not None:
+        u = u * weight
+    return u if bias is None else cast(Tensor, u + bias)
 
 
 def per_channel(values: Any, ndim: int) -> Any:
@@ -382,13 +381,13 @@ def batch_norm(
         scale = 1.0 / sqrt(per_channel(running_var, x.ndim) + eps)
         scale = scale if weight is None else scale * weight
         shift = -per_channel(running_mean, x.ndim) * scale
-        return x * scale + (shift if bias is None else shift + bias)
+        return scaled(x, scale, shift if bias is None else shift + bias)
     axis = (0, *range(2, x.ndim))
     n = prod(x.shape[k] for k in axis)
     if n < 2:
         raise ShapeError(
-            f"batch_norm: Expected more than 1 value per channel when training, got input {x.shape}:"
-            " one value minus its mean is 0; a larger batch, or eval()"
+            "batch_norm: Expected more than 1 value per channel when training, got input"
+            f" {x.shape}: one value minus its mean is 0; a larger batch, or eval()"
         )
     u, m, v = standardise(x, axis=axis, eps=eps)
     if running_mean is not None:
@@ -471,9 +470,13 @@ def kept(key: Key, p: float, shape: tuple[int, ...], x: Tensor) -> Tensor:
 
 def dropout(x: Any, p: float = 0.5, training: bool = True, *, key: Key) -> Tensor:
     "Drop each number with probability `p` and scale the rest by 1 / (1 - p). Raises ValueError."
-    x = floated(x)
     check_share("dropout", p)
-    return x * kept(key, p, x.shape, x) if training and p else x
+    return floated(x) if not training or not p else masked(floated(x), p, key)
+
+
+def masked(x: Tensor, p: float, key: Key, whole_channels: bool = False) -> Tensor:
+    shape = (*x.shape[:2], *(1,) * (x.ndim - 2)) if whole_channels else x.shape
+    return scaled(x, kept(key, p, shape, x), None)
 
 
 def check_share(who: str, p: float) -> None:
@@ -499,14 +502,12 @@ class Dropout(Module):
 
     def forward(self, x: Any) -> Tensor:
         "(...) -> the same"
-        x = floated(x)
         if not self.training or not self.p:
-            return x
-        calls = self.calls.item()
-        now = fold_in(Key(*self.key.tolist()), int(calls))
+            return floated(x)
+        calls = int(self.calls.item())
         self.calls.assign_(calls + 1)
-        shape = (*x.shape[:2], *(1,) * (x.ndim - 2)) if self.whole_channels else x.shape
-        return x * kept(now, self.p, shape, x)
+        now = fold_in(Key(*self.key.tolist()), calls)
+        return masked(floated(x), self.p, now, self.whole_channels)
 
     def extra_repr(self) -> str:
         "The share."
