@@ -383,3 +383,39 @@ def test_checkpoint_of_a_norm():
     (a,) = gradients((layer(x) ** 3).sum(), [x])
     (b,) = gradients((checkpoint(layer, x) ** 3).sum(), [x])
     np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5)
+
+
+def test_checkpoint_repeats_the_mask_and_moves_statistics_once():
+    x = Tensor(np.random.default_rng(0).normal(size=(8, 6)), requires_grad=True)
+
+    def block():
+        return Sequential(BatchNorm1d(6), Dropout(0.5, key=0), Linear(6, 6, key=1))
+
+    plain, saving = block(), block()
+    a = (plain(x) ** 3).sum()
+    b = (checkpoint(saving, x) ** 3).sum()
+    assert a.item() == b.item()
+    for one, other in zip(
+        gradients(a, [x, *plain.parameters()]), gradients(b, [x, *saving.parameters()]), strict=True
+    ):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-5, atol=1e-6)
+    for name, tensor in plain.state_dict().items():
+        assert (tensor.numpy() == saving.state_dict()[name].numpy()).all(), name
+    nested = block()
+    c = (checkpoint(lambda x: checkpoint(nested, x) * 1.0, x) ** 3).sum()
+    np.testing.assert_allclose(
+        gradients(c, [x])[0].numpy(), gradients((block()(x) ** 3).sum(), [x])[0].numpy(), rtol=1e-5
+    )
+    assert nested[0].num_batches_tracked.item() == 1
+
+
+@pytest.mark.parametrize("axis", [(1,), (0, 1)])
+def test_vmap_of_the_primitives(axis):
+    rng = np.random.default_rng(0)
+    x = Tensor(rng.normal(size=(3, 4, 5)), dtype="float64")
+    f = lambda x: standardise(x, axis=axis, eps=0.1)  # noqa: E731
+    for k, all_at_once in enumerate(vmap(f)(x)):
+        np.testing.assert_allclose(all_at_once.numpy(), np.stack([f(row)[k].numpy() for row in x]))
+    loss = lambda x: (f(x)[0] ** 3 + f(x)[1] * f(x)[2]).sum()  # noqa: E731
+    rows = np.stack([grad(loss)(row).numpy() for row in x])
+    np.testing.assert_allclose(vmap(grad(loss))(x).numpy(), rows, rtol=1e-9, atol=1e-12)

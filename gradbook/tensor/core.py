@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,19 +38,19 @@ from gradbook.tensor.backend import (
 
 # %% auto #0
 __all__ = ['new', 'next_number', 'NO_PARAMS', 'FLOATS', 'Hook', 'Rule', 'TABLE', 'NUMBERS', 'FLOAT32', 'state', 'watchers',
-           'PART', 'ndarray', 'FREED', 'by_number', 'last_assignment', 'written', 'HERE', 'OURS', 'Operation', 'Tensor',
-           'wrap', 'as_tensor', 'methods', 'shown', 'Primitive', 'Example', 'evaluate', 'tidy', 'ShapeError',
-           'GraphError', 'AnomalyError', 'explained', 'clash', 'State', 'no_grad', 'enable_grad', 'bind', 'operand',
-           'recorded', 'note', 'part', 'results', 'unary', 'binary', 'primitive', 'operation', 'several', 'add',
-           'subtract', 'multiply', 'divide', 'negative', 'identity', 'floats', 'exp', 'log', 'astype', 'to_device',
-           'reshape', 'broadcast_to', 'permute_dims', 'reduce_sum', 'matrix_multiply', 'unbroadcast', 'slope_vjp',
-           'slope_jvp', 'scaled', 'sum_vjp', 'swapped', 'by_columns', 'matmul_vjp_y', 'axes_of', 'sum', 'matmul',
-           'mismatch', 'flipped', 'detach', 'numpy', 'item', 'tolist', 'as_numpy', 'without_history', 'to', 'length',
-           'as_python', 'matrix_transposed', 'transposed', 'copied', 'reduced', 'reach', 'between', 'total', 'hooked',
-           'sweep', 'quiet_anomalies', 'checked', 'constant', 'zeros_like', 'rules_at', 'backward', 'seed', 'gradients',
-           'register_hook', 'check_unchanged', 'changed_since', 'assign_', 'stamped', 'overwritten', 'custom_vjp',
-           'checkpoint', 'variable', 'detect_anomaly', 'Anomalies', 'trouble_in', 'faults', 'described', 'place',
-           'inside']
+           'PART', 'ndarray', 'FREED', 'by_number', 'last_assignment', 'written', 'last_written', 'HERE', 'OURS',
+           'Operation', 'Tensor', 'wrap', 'as_tensor', 'methods', 'shown', 'Primitive', 'Example', 'evaluate', 'tidy',
+           'ShapeError', 'GraphError', 'AnomalyError', 'explained', 'clash', 'State', 'no_grad', 'enable_grad', 'bind',
+           'operand', 'recorded', 'note', 'part', 'results', 'unary', 'binary', 'primitive', 'operation', 'several',
+           'add', 'subtract', 'multiply', 'divide', 'negative', 'identity', 'floats', 'exp', 'log', 'astype',
+           'to_device', 'reshape', 'broadcast_to', 'permute_dims', 'reduce_sum', 'matrix_multiply', 'unbroadcast',
+           'slope_vjp', 'slope_jvp', 'scaled', 'sum_vjp', 'swapped', 'by_columns', 'matmul_vjp_y', 'axes_of', 'sum',
+           'matmul', 'mismatch', 'flipped', 'detach', 'numpy', 'item', 'tolist', 'as_numpy', 'without_history', 'to',
+           'length', 'as_python', 'matrix_transposed', 'transposed', 'copied', 'reduced', 'reach', 'between', 'total',
+           'hooked', 'sweep', 'quiet_anomalies', 'checked', 'constant', 'zeros_like', 'rules_at', 'backward', 'seed',
+           'gradients', 'register_hook', 'check_unchanged', 'changed_since', 'assign_', 'stamped', 'overwritten',
+           'custom_vjp', 'noted', 'undone', 'checkpoint', 'variable', 'detect_anomaly', 'Anomalies', 'trouble_in',
+           'faults', 'described', 'caller', 'place', 'inside']
 
 # %% ../../nbs/08_tensor.ipynb #f0553450
 if TYPE_CHECKING:
@@ -380,10 +381,11 @@ def clash(shapes: Iterable[tuple[int, ...]]) -> list[int]:
 
 # %% ../../nbs/08_tensor.ipynb #663ff8a1
 class State(threading.local):
-    "What holds in this thread: whether operations are recorded, and who looks for NaNs."
+    "What holds in this thread: whether operations are recorded, and who watches them."
 
     recording = True
     anomalies: Anomalies | None = None
+    changes: dict[Tensor, Any] | None = None  # what was reassigned, and the array before
 
 
 state = State()
@@ -542,7 +544,11 @@ def binary(primitive: Primitive) -> Callable[[Any, Any], Any]:
             data = impl(np, a, b)
         except (ValueError, TypeError, IndexError) as error:
             raise explained(error, primitive, (a, b), NO_PARAMS) from error
-        if type(data) is not ndarray or data.dtype is not FLOAT32:
+        if (
+            type(data) is not ndarray
+            or data.dtype is not FLOAT32
+            or (getattr(a, "dtype", 0) is not FLOAT32 and getattr(b, "dtype", 0) is not FLOAT32)
+        ):
             data = tidy(data, primitive, (a, b))
             if type(data) is tuple:
                 return results(data, primitive, (x, y), needs)
@@ -599,31 +605,37 @@ def several(primitive: Primitive) -> Callable[..., Any]:
 # %% ../../nbs/08_tensor.ipynb #706e74ab
 @primitive(elementwise=True)
 def add(xp: Any, x: Any, y: Any) -> Any:
+    "x + y. Raises ShapeError if the shapes do not broadcast."
     return x + y
 
 
 @primitive(elementwise=True)
 def subtract(xp: Any, x: Any, y: Any) -> Any:
+    "x - y. Raises ShapeError if the shapes do not broadcast."
     return x - y
 
 
 @primitive(elementwise=True)
 def multiply(xp: Any, x: Any, y: Any) -> Any:
+    "x * y. Raises ShapeError if the shapes do not broadcast."
     return x * y
 
 
 @primitive(elementwise=True)
 def divide(xp: Any, x: Any, y: Any) -> Any:
+    "x / y, always floats. Raises ShapeError if the shapes do not broadcast."
     return xp.true_divide(x, y)
 
 
 @primitive
 def negative(xp: Any, x: Any) -> Any:
+    "-x."
     return -x
 
 
 @primitive
 def identity(xp: Any, x: Any) -> Any:
+    "x itself, as a new result."
     return x
 
 
@@ -634,11 +646,13 @@ def floats(x: Any) -> Any:
 
 @primitive
 def exp(xp: Any, x: Any) -> Any:
+    "e to the power x."
     return xp.exp(floats(x))
 
 
 @primitive
 def log(xp: Any, x: Any) -> Any:
+    "The natural logarithm: -inf at 0, NaN below."
     return xp.log(floats(x))
 
 # %% ../../nbs/08_tensor.ipynb #5afce28f
@@ -810,6 +824,8 @@ def axes_of(axis: int | tuple[int, ...] | None, ndim: int, name: str) -> tuple[i
         return tuple(range(ndim))
     axes = axis if isinstance(axis, tuple) else (axis,)
     for k in axes:
+        if not isinstance(k, (int, np.integer)):
+            raise TypeError(f"{name}: axis={axis!r}; a whole number, a tuple of them, or None")
         if not -ndim <= k < ndim:
             raise ShapeError(f"{name}: axis {k} of a tensor with {ndim} axes")
     out = tuple(k % ndim for k in axes)
@@ -914,7 +930,10 @@ def as_numpy(x: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarr
 
 def without_history(x: Tensor) -> Tensor:
     if x._needs:
-        raise GraphError("arrays have no history: x.detach() first, or x.numpy()")
+        raise GraphError(
+            "arrays have no history: x.detach() first, or x.numpy();"
+            " of a list, stack([x, y]) makes one tensor"
+        )
     return x
 
 
@@ -1246,6 +1265,7 @@ methods(register_hook=register_hook)
 
 # %% ../../nbs/08_tensor.ipynb #5c37e912
 written: WeakValueDictionary[int, Tensor] = WeakValueDictionary()  # leaves, by identity
+last_written = 0  # the age of the newest overwritten() anywhere
 
 
 def check_unchanged(x: Tensor) -> None:
@@ -1260,7 +1280,7 @@ def check_unchanged(x: Tensor) -> None:
 
 def changed_since(x: Tensor, number: int) -> bool:
     "Whether `x` was reassigned at a later age than `number`, or its memory written into."
-    return x._assigned > number or any(
+    return x._assigned > number or last_written > number and any(
         leaf._assigned > number
         and type(leaf.data) is type(x.data)
         and namespace(leaf.data).may_share_memory(leaf.data, x.data)
@@ -1279,6 +1299,8 @@ def assign_(x: Tensor, value: Any) -> Tensor:
     array = asarray(given, dtype=x.dtype, device=x.device, copy=True)
     if array.shape != x.shape:
         raise ShapeError(f"assign_: a value of shape {array.shape} for a tensor of shape {x.shape}")
+    if state.changes is not None:
+        state.changes.setdefault(x, x.data)
     x.data = array
     return stamped(x)
 
@@ -1298,11 +1320,13 @@ def overwritten(x: Tensor) -> Tensor:
     Everything in the same memory has the new numbers. What was recorded with the old ones can't be
     swept any more: `backward` refuses. Raises GraphError if `x` is no leaf.
     """
+    global last_written
     if x._primitive is not None:
         name = x._primitive.name
         raise GraphError(f"overwritten: this is a result of {name}; only leaves change")
-    written[id(x)] = x
-    return stamped(x)
+    written[id(x)] = stamped(x)
+    last_written = x._assigned
+    return x
 
 # %% ../../nbs/08_tensor.ipynb #26939449
 def custom_vjp(function: Callable[..., Any]) -> Operation:
@@ -1320,21 +1344,50 @@ def custom_vjp(function: Callable[..., Any]) -> Operation:
     impl.__name__, impl.__doc__ = function.__name__, function.__doc__
     return operation(Primitive(impl, casts=True))
 
+# %% ../../nbs/08_tensor.ipynb #435e10c9
+@contextmanager
+def noted() -> Iterator[dict[Tensor, Any]]:
+    "What is reassigned meanwhile in this thread, with the arrays before."
+    outer, state.changes = state.changes, {}
+    changes = state.changes
+    try:
+        yield changes
+    finally:
+        state.changes = outer
+        if outer is not None:
+            outer.update({x: array for x, array in changes.items() if x not in outer})
+
+
+@contextmanager
+def undone(changes: Mapping[Tensor, Any]) -> Iterator[None]:
+    "The leaves hold meanwhile what they held before these changes."
+    now = {x: x.data for x in changes}
+    for x, array in changes.items():
+        x.data = array
+    try:
+        yield
+    finally:
+        for x, array in now.items():
+            x.data = array
+
 # %% ../../nbs/08_tensor.ipynb #509f56ef
 def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """`function(*inputs)`, remembering only what goes in; the sweep computes the inside again.
 
     Less memory for more time: one more forward pass. `function` must do the same both times; it
-    may use other tensors, like the weights of a layer. Source: Griewank & Walther (2000).
+    may use other tensors, like the weights of a layer, and reassign some, like a counter. Source:
+    Griewank & Walther (2000).
     """
     given = tuple(map(as_tensor, inputs))
     if not state.recording or any(x.level for x in given):
         return function(*given)
     begin, n = next_number(), len(given)
     fresh = tuple(map(variable, given))
-    out = function(*fresh)
+    name = getattr(function, "__name__", type(function).__name__)
+    with noted() as changes:
+        out = function(*fresh)
     if not isinstance(out, Tensor):
-        raise TypeError(f"checkpoint: {function.__name__} returns {type(out).__name__}, no tensor")
+        raise TypeError(f"checkpoint: {name} returns {type(out).__name__}, no tensor")
     if out.level:
         return function(*given)
     own = set(map(id, fresh))
@@ -1343,13 +1396,13 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     def again(g: Tensor, out: Tensor, *sources: Tensor) -> tuple[Tensor | None, ...]:
         recording = state.recording
         wanted = [*map(variable, sources[:n]), *sources[n:]]
-        with enable_grad():
+        with enable_grad(), undone(changes):
             repeated = function(*wanted[:n])
         found = sweep(repeated, g, wanted, create_graph=recording, stop=True)
         return tuple(map(found.get, wanted))
 
-    made = Primitive(function)
-    made.name = f"checkpoint of {function.__name__}"
+    made = Primitive(lambda xp: None)
+    made.name = f"checkpoint of {name}"
     made.def_vjp_all(again)
     sources = (*given, *outside)
     result = out.detach()
@@ -1440,25 +1493,30 @@ def described(x: Any) -> str:
     return f"{x.dtype}{list(x.shape)} from {low:.4g} to {high:.4g}"
 
 # %% ../../nbs/08_tensor.ipynb #68c68292
+def caller() -> FrameType:
+    "The innermost call that is not the library's."
+    frame = sys._getframe(1)
+    while inside(frame) and frame.f_back:
+        frame = frame.f_back
+    return frame
+
+
 def place() -> str:
     "The line outside the library that called us."
-    frame: FrameType | None = sys._getframe(1)
-    while frame and frame.f_back and inside(frame):
-        frame = frame.f_back
-    if frame is None:
-        return "an unknown line"
+    frame = caller()
     path, line = frame.f_code.co_filename, frame.f_lineno
     text = linecache.getline(path, line).strip()
     name = "a notebook cell" if path.startswith("<") or "ipykernel" in path else Path(path).name
     return f"line {line} of {name}" + (f', "{text}"' if text else "")
 
 
-HERE = str(Path(asarray.__code__.co_filename).parents[1])
+HERE = f"{Path(asarray.__code__.co_filename).parents[1]}{os.sep}"
 OURS = {
     f.__code__
     for f in (
-        *(place, bind, recorded, note, part, sum, matmul, backward, sweep, rules_at, unbroadcast),
-        *(add, exp, astype, flipped(add), Anomalies.look, Anomalies.look_back, Anomalies.remember),
+        *(caller, place, bind, recorded, note, part, sum, matmul, backward, sweep, rules_at),
+        *(unbroadcast, add, exp, astype, flipped(add)),
+        *(Anomalies.look, Anomalies.look_back, Anomalies.remember),
     )
 }
 
