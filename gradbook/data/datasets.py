@@ -399,7 +399,7 @@ def locate(
     download: bool | None = None,
     subset: bool = False,
 ) -> Found:
-    """Where the files of a set are, fetched if they must be; the first hit wins. Raises DataFileError.
+    """Where the files of a set are, fetched if they must be. Raises DataFileError.
 
     `folder` must have them. `download` allows or forbids the network; None asks the settings.
     `subset` takes what comes with the package, whatever else there is.
@@ -633,8 +633,11 @@ def csv_file(
     table = read_csv(path, words=words, **options)
     place = column_of(table.names, target)
     x, y = np.delete(table.numbers, place, axis=1), table.numbers[:, place]
+    whole = (y >= 0) & (y == np.floor(y))
+    if labels and not whole.all():
+        raise DataFileError(path, f"{y[~whole][0]} is no label")
     if labels is None:
-        labels = bool(((y >= 0) & (y == np.floor(y))).all())
+        labels = bool(whole.all())
     kind = "int64" if labels else "float32"
     classes = table.words.get(table.names[place], ())
     return ArrayDataset(x.astype("float32"), y.astype(kind), classes=classes)

@@ -24,8 +24,8 @@ from .formats import Decoded, Place
 from ..scalar.samples import DataFileError
 
 # %% auto #0
-__all__ = ['CHUNK', 'AGAIN', 'Report', 'DownloadError', 'NotNow', 'ask', 'receive', 'locked', 'fingerprint', 'is_sound', 'silent',
-           'download', 'show', 'Stream', 'inside', 'copy_member', 'unpack_tar', 'unpack_zip', 'unpack']
+__all__ = ['CHUNK', 'AGAIN', 'Report', 'DownloadError', 'NotNow', 'opener', 'Transfer', 'locked', 'fingerprint', 'is_sound',
+           'silent', 'download', 'show', 'Stream', 'inside', 'copy_member', 'unpack_tar', 'unpack_zip', 'unpack']
 
 # %% ../../nbs/13_data.ipynb #863964ba
 CHUNK = 2**16
@@ -45,58 +45,74 @@ class NotNow(Exception):
         self.wait = wait
 
 
-def ask(url: str, have: int, mark: str | None, timeout: float) -> Any:
-    "The answer to a request for all bytes from `have` on. Raises DownloadError, NotNow."
-    headers = {"User-Agent": "gradbook", "Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": mark} if mark else {})
-    try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
-    except urllib.error.HTTPError as error:
-        with error:
-            reason, wait = (
-                f"the server answers {error.code} {error.reason}",
-                error.headers["Retry-After"],
-            )
-        if error.code == 416 and have:
-            raise NotNow("the server has fewer bytes than are here") from None
-        if error.code not in AGAIN:
-            raise DownloadError(f"{url}: {reason}") from None
-        raise NotNow(reason, min(float(wait), 60.0) if (wait or "").isdecimal() else 0.0) from None
+def opener() -> urllib.request.OpenerDirector:
+    "What opens http and https, and nothing else, through the proxy of the environment if any."
+    made = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        made.add_handler(handler())
+    return made
 
 
-def receive(
-    url: str, file: BinaryIO, mark: str | None, limit: int, timeout: float, report: Report
-) -> str | None:
-    """One attempt to fill `file` with what is still missing; returns the version's mark.
+class Transfer:
+    "The way of a file to us: it may take several attempts."
 
-    Raises DownloadError, and NotNow or OSError where another attempt may help.
-    """
-    have = file.seek(0, os.SEEK_END)
-    try:
-        answer = ask(url, have, mark, timeout)
-    except NotNow as error:
-        if "fewer" in str(error):
-            file.truncate(0)
-        raise
-    with answer:
-        continued = answer.headers["Content-Range"] or ""
-        if answer.status != 206 or not continued.startswith(f"bytes {have}-"):
-            have = file.truncate(0)  # the server begins again, or with something else
-            if answer.status == 206:
-                raise NotNow(f"the server sends {continued!r}")
-        file.seek(have)
-        length = answer.headers["Content-Length"] or ""
-        total = have + int(length) if length.isdecimal() else None
-        while piece := answer.read1(CHUNK):
-            have += file.write(piece)
-            if have > limit:
-                raise DownloadError(f"{url}: it is longer than {limit:,} bytes")
-            report(have, total)
-        if total is not None and have < total:
-            raise NotNow(f"the line dropped after {have:,} of {total:,} bytes")
-        version: str | None = answer.headers["ETag"] or answer.headers["Last-Modified"]
-        return version
+    def __init__(
+        self, url: str, file: BinaryIO, limit: int, timeout: float, report: Report
+    ) -> None:
+        self.url, self.file, self.limit = url, file, limit
+        self.timeout, self.report = timeout, report
+        self.version = ""  # what the server calls this state of the file
+
+    def ask(self, have: int) -> Any:
+        "The answer to a request for all bytes from `have` on. Raises DownloadError, NotNow."
+        headers = {"User-Agent": "gradbook", "Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+            headers |= {"If-Range": self.version} if self.version else {}
+        request = urllib.request.Request(self.url, headers=headers)
+        try:
+            return opener().open(request, timeout=self.timeout)
+        except urllib.error.HTTPError as error:
+            with error:
+                reason = f"the server answers {error.code} {error.reason}"
+                wait = error.headers["Retry-After"] or ""
+            if have and error.code == 416:
+                self.file.truncate(0)  # it has fewer bytes than we
+            elif error.code not in AGAIN:
+                raise DownloadError(f"{self.url}: {reason}") from None
+            raise NotNow(reason, min(float(wait), 60) if wait.isdecimal() else 0) from None
+
+    def attempt(self) -> None:
+        """Add to the file what is missing.
+
+        Raises DownloadError, and NotNow or OSError where another attempt may help.
+        """
+        have = self.file.seek(0, os.SEEK_END)
+        with self.ask(have) as answer:
+            self.version = answer.headers["ETag"] or answer.headers["Last-Modified"] or ""
+            part = answer.headers["Content-Range"] or ""
+            if have and not (answer.status == 206 and part.startswith(f"bytes {have}-")):
+                have = self.file.truncate(0)  # it begins again, or sends something else
+                self.file.seek(0)
+            if have == 0 and answer.status == 206:
+                raise NotNow(f"the server sends {part!r}")
+            length = answer.headers["Content-Length"] or ""
+            total = have + int(length) if length.isdecimal() else None
+            while piece := answer.read1(CHUNK):
+                have += self.file.write(piece)
+                if have > self.limit:
+                    raise DownloadError(f"{self.url}: it is longer than {self.limit:,} bytes")
+                self.report(have, total)
+            if total is not None and have < total:
+                raise NotNow(f"the line dropped after {have:,} of {total:,} bytes")
 
 # %% ../../nbs/13_data.ipynb #28a7d6f6
 @contextlib.contextmanager
@@ -158,9 +174,14 @@ def download(
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise DownloadError(f"{url}: only http and https can be fetched")
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part, mark, reason = target.with_name(target.name + ".part"), None, ""
+    part, reason = target.with_name(target.name + ".part"), ""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise DownloadError(f"{part}: it can't be written: {error.strerror}") from None
     with locked(part) as file:
+        transfer = Transfer(url, file, limit, timeout, report)
         if sha256 and target.exists() and not is_sound(target, sha256, limit):
             part.unlink()
             return target  # another process was faster
@@ -170,7 +191,7 @@ def download(
             pause = wait * 2 ** (attempt - 1) if attempt else 0.0
             time.sleep(pause)
             try:
-                mark = receive(url, file, mark, limit, timeout, report)
+                transfer.attempt()
             except NotNow as error:
                 reason = str(error)
                 time.sleep(max(error.wait - pause, 0) if attempt + 1 < tries else 0)
@@ -231,7 +252,7 @@ class Stream:
 def inside(folder: Path, name: str) -> Path:
     "Where a member of an archive goes; raises ValueError if that is outside the folder."
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or parts[0] == "/" or ".." in parts or ":" in name or "\0" in name:
+    if not name or parts[:1] == ("/",) or ".." in parts or ":" in name or "\0" in name:
         raise ValueError(f"member {name!r} would be written outside the folder")
     return folder.joinpath(*parts)
 
@@ -281,7 +302,7 @@ def unpack_zip(path: Place, folder: Path, room: int) -> None:
 def unpack(
     path: str | os.PathLike[str], folder: str | os.PathLike[str], limit: int = 2**30
 ) -> Path:
-    """Unpack a .zip or a .tar (plain, .gz or .xz) into a new folder, which appears whole or not at all.
+    """Unpack a .zip or a .tar (plain, .gz or .xz) into a new folder, which appears whole or not.
 
     Refused with DataFileError: names that lead outside, links and devices, doubled names, and more
     than `limit` bytes in all. A `folder` that exists already raises FileExistsError.

@@ -25,7 +25,7 @@ from ..scalar.samples import DataFileError
 
 # %% auto #0
 __all__ = ['Place', 'CHUNK', 'LIMIT', 'MEMORY', 'GZIP', 'XZ', 'IDX', 'AXES', 'PNG', 'CHANNELS', 'LINE', 'NUMBER', 'DEFLATED',
-           'BROKEN', 'opened', 'unpacked', 'chunks', 'Decoded', 'sized', 'read_idx', 'paeth', 'unfilter', 'png_chunks',
+           'opened', 'unpacked', 'chunks', 'Decoded', 'sized', 'read_idx', 'paeth', 'unfilter', 'png_chunks',
            'png_shape', 'png_rows', 'palette_of', 'read_png', 'Table', 'number_in', 'column_of', 'text_lines',
            'decoded_line', 'Columns', 'columns_of', 'read_csv', 'npy_shape', 'read_npz', 'read_text']
 
@@ -430,10 +430,6 @@ def read_csv(
 
 # %% ../../nbs/13_data.ipynb #f15c2a64
 DEFLATED = 1032  # deflate can't do better than this many bytes from one
-BROKEN = (
-    *(ValueError, OSError, EOFError, KeyError, RuntimeError, NotImplementedError, OverflowError),
-    *(zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, UnicodeError, MemoryError),
-)
 
 
 def npy_shape(file: Any) -> tuple[tuple[int, ...], np.dtype[Any], int]:
@@ -451,7 +447,7 @@ def npy_shape(file: Any) -> tuple[tuple[int, ...], np.dtype[Any], int]:
 
 
 def read_npz(path: Place, limit: int = LIMIT) -> dict[str, np.ndarray[Any, Any]]:
-    "The arrays of a .npz by name, of numbers only, together at most `limit` bytes. Raises DataFileError."
+    "The arrays of a .npz by name: numbers only, `limit` bytes at most. Raises DataFileError."
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     with opened(path) as file:
         try:
@@ -471,7 +467,7 @@ def read_npz(path: Place, limit: int = LIMIT) -> dict[str, np.ndarray[Any, Any]]
                         raise ValueError(f"{name} is there twice")
                     with archive.open(member) as content:
                         arrays[name] = np.lib.format.read_array(content, allow_pickle=False)
-        except BROKEN as error:
+        except Exception as error:  # of a broken file, zipfile and NumPy may raise anything
             raise DataFileError(path, f"it is no sound .npz: {error}") from None
     if not arrays:
         raise DataFileError(path, "it holds no arrays")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import multiprocessing
 import multiprocessing.connection
 import pickle
@@ -25,8 +26,8 @@ from ..tensor.core import Tensor, wrap
 
 # %% auto #0
 __all__ = ['SequentialSampler', 'RandomSampler', 'WeightedRandomSampler', 'collate', 'Recipe', 'as_tensors', 'DataLoader',
-           'Stowed', 'stow', 'unstow', 'bytes_in', 'WorkerError', 'answer', 'work', 'context_of', 'Worker',
-           'made_by_workers']
+           'Stowed', 'stow', 'unstow', 'bytes_in', 'WorkerError', 'answer', 'work', 'context_of', 'shared_memory',
+           'Worker', 'made_by_workers']
 
 # %% ../../nbs/13b_loader.ipynb #83ba5e76
 class SequentialSampler:
@@ -232,7 +233,10 @@ class DataLoader:
         for name in ("seed", "examples", "batches"):
             if state[name] != own[name]:
                 raise ValueError(f"DataLoader: {name} was {state[name]}, and is {own[name]} here")
-        self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
+        epoch, batch = state["epoch"], state["batch"]
+        if not (type(epoch) is type(batch) is int and epoch >= 0 and 0 <= batch <= len(self)):
+            raise ValueError(f"DataLoader: there is no position epoch {epoch!r}, batch {batch!r}")
+        self.epoch, self.batch = epoch, batch
         self._used, self._loop = False, self._loop + 1
 
 # %% ../../nbs/13b_loader.ipynb #eb79aab1
@@ -321,6 +325,13 @@ def context_of(method: str | None) -> Any:
     return multiprocessing.get_context(method)
 
 
+def shared_memory(context: Any, size: int) -> Any:
+    "Memory without a name, for this process and those that it begins: gone when they are."
+    if context.get_start_method() == "fork":
+        return mmap.mmap(-1, size)
+    return context.RawArray("B", size)
+
+
 class Worker:
     "A process that makes some of the batches of an epoch."
 
@@ -333,7 +344,7 @@ class Worker:
         others: Sequence[Worker],
     ) -> None:
         self.numbers, self.turn = job[-1], 0
-        shared = context.RawArray("B", max(places * room, places))
+        shared = shared_memory(context, places * max(room, 1))
         self.rooms = np.split(np.frombuffer(shared, "uint8"), places)
         self.link, far = context.Pipe()
         copies = [w.link for w in (*others, self)] if context.get_start_method() == "fork" else []
