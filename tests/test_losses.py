@@ -423,7 +423,7 @@ def test_second_order_of_cross_entropy() -> None:
         np.testing.assert_allclose(got.numpy(), want, atol=1e-12)
     v = rng(1).normal(size=5)
     np.testing.assert_allclose(hvp(f, (z,), (v,)).numpy(), want @ v, atol=1e-12)
-    value, moved = jvp(f, (z,), (v,))
+    _, moved = jvp(f, (z,), (v,))
     assert np.isclose(float(moved), (p - np.eye(5)[2]) @ v)
 
 

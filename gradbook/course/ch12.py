@@ -44,7 +44,7 @@ class BestLoss(Exercise):
         return -top * math.log(top)
 
     def wrong_top(classes, epsilon):
-        "The true class gets a share of what is spread: its target is $1 - \\varepsilon + \\varepsilon/C$."
+        "The true class gets its share of what is spread, too: $\\varepsilon / C$ more."
         rest = epsilon / classes
         top = 1 - epsilon
         others = (classes - 1) * rest * math.log(rest) if rest else 0.0
@@ -122,7 +122,7 @@ class LogCosh(Exercise):
     hints = (
         "$\\cosh d = \\frac12 e^{|d|} (1 + e^{-2|d|})$. Its logarithm can't overflow.",
         "Near 0 that form subtracts $\\log 2$ from $\\log 2$. What is $\\cosh d - 1$, exactly?",
-        "$\\cosh d = 1 + 2 \\sinh^2(d/2)$, for `log1p`. Use it where |d| < 1; `np.where` takes both.",
+        "$\\cosh d = 1 + 2 \\sinh^2(d/2)$, for `log1p`, where |d| < 1; `np.where` takes both.",
     )
 
     def run(answer, d):
@@ -132,9 +132,9 @@ class LogCosh(Exercise):
         return (out / np.minimum(d * d / 2, np.abs(d))).tolist()  # so that small ones count
 
     def cases():
-        yield [0.5, -2.0, 3.0]
-        yield [1e4, -1e4, 800.0]
-        yield [1e-8, -1e-5, 1e-3]
+        yield ([0.5, -2.0, 3.0],)
+        yield ([1e4, -1e4, 800.0],)
+        yield ([1e-8, -1e-5, 1e-3],)
 
     def solution(d):
         a = np.abs(d)
@@ -311,7 +311,7 @@ questions = Quiz(
         },
     ),
     Question(
-        "You train on labels of which a fifth is wrong, with `label_smoothing=0.2`. What comes out?",
+        "A fifth of the training labels is wrong. What does `label_smoothing=0.2` do?",
         right="more right answers, modest probabilities",
         because="large logits don't pay, so the lies are not learnt by heart",
         wrong={

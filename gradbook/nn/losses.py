@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from inspect import signature
-from math import nan
+from math import nan, prod
 from typing import Any, cast
 
 import numpy as np
@@ -41,7 +41,7 @@ from gradbook.tensor.elementwise import (
     square,
     where,
 )
-from ..tensor.indexing import take, take_along_axis
+from ..tensor.indexing import counting, take, take_along_axis
 from gradbook.tensor.reduce import (
     by_rows,
     floated,
@@ -59,7 +59,7 @@ from ..tensor.transforms import Batched
 __all__ = ['REDUCTIONS', 'check_reduction', 'reduced', 'alike', 'mse_loss', 'l1_loss', 'huber', 'huber_loss', 'smooth_l1_loss',
            'binary_step', 'binary_surprisal', 'seen', 'check_probabilities', 'binary_cross_entropy_with_logits',
            'places', 'surprisal_rows', 'surprisal', 'surprisal_slope', 'picked', 'moved', 'bent', 'TargetError',
-           'class_axis', 'misfit', 'class_targets', 'check_classes', 'shares', 'class_weights', 'averaged', 'counted',
+           'all_count', 'class_axis', 'misfit', 'class_targets', 'shares', 'class_weights', 'averaged', 'counted',
            'nll_loss', 'evenly', 'column', 'expected_surprisal', 'cross_entropy', 'kl_div', 'hinge_loss', 'Loss',
            'optional_tensor', 'MSELoss', 'L1Loss', 'HuberLoss', 'SmoothL1Loss', 'CrossEntropyLoss', 'NLLLoss',
            'BCEWithLogitsLoss', 'MultiMarginLoss', 'KLDivLoss']
@@ -71,7 +71,8 @@ REDUCTIONS = ("mean", "sum", "none")
 def check_reduction(reduction: str, known: tuple[str, ...] = REDUCTIONS) -> str:
     "`reduction` if we know it; raises ValueError."
     if reduction not in known:
-        raise ValueError(f"reduction={reduction!r}; one of {', '.join(map(repr, known))} expected")
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"reduction={reduction!r}; one of {names} expected")
     return reduction
 
 
@@ -87,9 +88,11 @@ def alike(name: str, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
     "Both as tensors of floats; raises ShapeError unless they have one shape."
     x, y = floated(outputs), floated(targets)
     if x.shape != y.shape:
-        same = x.size == y.size
-        hint = f"; reshape one of them, or each is compared with all {y.size}" if same else ""
-        raise ShapeError(f"{name}: outputs {x.shape}, targets {y.shape}: one shape needed{hint}")
+        hint = ""
+        if x.size == y.size:
+            hint = f"; reshape one of them, or each is compared with all {y.size}"
+        shapes = f"outputs {x.shape}, targets {y.shape}"
+        raise ShapeError(f"{name}: {shapes}: one shape needed{hint}")
     return x, y
 
 # %% ../../nbs/12_losses.ipynb #8b5d28c0
@@ -112,9 +115,7 @@ def huber(d: Tensor, delta: float) -> Tensor:
     return cast(Tensor, multiply(near, subtract(far, multiply(near, 0.5))))
 
 
-def huber_loss(
-    outputs: Any, targets: Any, reduction: str = "mean", delta: float = 1.0
-) -> Tensor:
+def huber_loss(outputs: Any, targets: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     "Half the square for errors up to `delta`, linear beyond. Source: Huber (1964)."
     if not delta > 0:
         raise ValueError(f"huber_loss: delta={delta}; it is a distance, above 0")
@@ -150,7 +151,7 @@ binary_surprisal.example((2, 3), (2, 3), low=-3, high=3)
 binary_surprisal.example((2, 3), (3,), low=-3, high=3)
 binary_surprisal.example((2, 3), 1.0, low=-3, high=3)
 
-# %% ../../nbs/12_losses.ipynb #6408c306
+# %% ../../nbs/12_losses.ipynb #d18b6201
 def seen(x: Tensor) -> Any:
     "The array of a tensor; under `vmap`, the one with all examples."
     while isinstance(x, Batched):
@@ -159,12 +160,13 @@ def seen(x: Tensor) -> Any:
 
 
 def check_probabilities(name: str, targets: Tensor) -> None:
-    "Raise ValueError if a target is no probability. (On a GPU nobody looks: that would be to wait.)"
+    "Raise ValueError if a target is no probability."
     values = seen(targets)
-    if isinstance(values, np.ndarray) and values.size:
+    if isinstance(values, np.ndarray) and values.size:  # on a GPU, to look is to wait
         low, high = values.min(), values.max()
         if low < -1e-6 or high > 1 + 1e-6:  # rounding is forgiven
-            raise ValueError(f"{name}: targets from {low:g} to {high:g}; they lie between 0 and 1")
+            found = f"targets from {low:g} to {high:g}"
+            raise ValueError(f"{name}: {found}; they lie between 0 and 1")
 
 # %% ../../nbs/12_losses.ipynb #5556bd76
 def binary_cross_entropy_with_logits(
@@ -174,7 +176,7 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Any = None,
 ) -> Tensor:
-    """-log of the probability of `targets`, 1 or 0 or between, where that of 1 is sigmoid(logits).
+    """-log of the probability of `targets`, 1 or 0 or between; sigmoid(logits) is that of 1.
 
     `logits` and `targets` have one shape. `weight` multiplies the losses, `pos_weight` the part
     of 1; both broadcast. Raises ShapeError, ValueError.
@@ -185,7 +187,8 @@ def binary_cross_entropy_with_logits(
     if pos_weight is None:
         losses = binary_surprisal(z, y)
     else:
-        losses = pos_weight * y * binary_surprisal(z, 1.0) + (1.0 - y) * binary_surprisal(z, 0.0)
+        yes, no = y * binary_surprisal(z, 1.0), (1.0 - y) * binary_surprisal(z, 0.0)
+        losses = pos_weight * yes + no
     return reduced(losses if weight is None else weight * losses, reduction)
 
 # %% ../../nbs/12_losses.ipynb #3744d8f7
@@ -222,7 +225,7 @@ def surprisal_slope(xp: Any, g: Any, x: Any, targets: Any, *, axis: int) -> Any:
     p *= xp.expand_dims(g, axis)
     return p
 
-# %% ../../nbs/12_losses.ipynb #30f2dc46
+# %% ../../nbs/12_losses.ipynb #f3c15e08
 def picked(x: Any, targets: Any, axis: int) -> Any:
     "The target's entry of each row of classes along `axis`."
     index = reshape(targets, shape=(*targets.shape[:axis], 1, *targets.shape[axis:]))
@@ -237,7 +240,8 @@ def moved(t: Any, x: Any, targets: Any, axis: int) -> Any:
 
 def bent(g: Any, h: Any, x: Any, axis: int) -> Any:
     "What `h` along the logits does to the slope: its derivative is symmetric."
-    return multiply(spread(g, axis, x.shape), softmax_slope(h, softmax(x, axis=axis), axis=axis))
+    bend = softmax_slope(h, softmax(x, axis=axis), axis=axis)
+    return multiply(spread(g, axis, x.shape), bend)
 
 # %% ../../nbs/12_losses.ipynb #2c04e269
 surprisal.def_vjps(lambda g, out, x, t, axis: surprisal_slope(g, x, t, axis=axis))
@@ -256,56 +260,15 @@ surprisal.example((4,), np.array(2), axis=0)
 surprisal_slope.example((3,), (3, 4), np.array([0, 3, 1]), axis=1)
 surprisal_slope.example((2, 2), (2, 3, 2), np.array([[0, 2], [1, 1]]), axis=1)
 
-# %% ../../nbs/12_losses.ipynb #a513bace
+# %% ../../nbs/12_losses.ipynb #bf96493f
 class TargetError(ValueError):
     "A target that is no class; the message says which, where, and how many classes there are."
 
 
-def class_axis(name: str, logits: Tensor) -> int:
-    if not logits.ndim:
-        raise ShapeError(f"{name}: one number; (C,), (N, C) or (N, C, d1, ...) expected")
-    return 0 if logits.ndim == 1 else 1
-
-
-def misfit(name: str, logits: Tensor, targets: Tensor, axis: int) -> ShapeError:
-    "The complaint about targets that have not the shape of `logits` without the classes."
-    need = logits.shape[:axis] + logits.shape[axis + 1 :]
-    hint = ""
-    if targets.shape == logits.shape[:-1]:
-        hint = "; the classes belong on axis 1: moveaxis(logits, -1, 1)"
-    elif targets.shape == logits.shape:
-        hint = f"; probabilities of classes have a float dtype, not {targets.dtype}"
-    elif targets.size == np.prod(need, dtype=int):
-        hint = f"; targets.reshape({need})"
-    return ShapeError(
-        f"{name}: logits {logits.shape} need targets {need}, not {targets.shape}{hint}"
-    )
-
-# %% ../../nbs/12_losses.ipynb #55f7891f
-def class_targets(
-    name: str, logits: Tensor, targets: Tensor, axis: int, ignore_index: int | None
-) -> tuple[Tensor, Tensor | None]:
-    "The targets, 0 where they are ignored, and where they count (None: everywhere)."
-    if targets.ndim != logits.ndim - 1 or targets.shape != (
-        logits.shape[:axis] + logits.shape[axis + 1 :]
-    ):
-        raise misfit(name, logits, targets, axis)
-    if targets.dtype.kind not in "iu":
-        raise DtypeError(f"{name}: targets are whole numbers, not {targets.dtype}")
-    classes, values = logits.shape[axis], seen(targets)
-    if isinstance(values, np.ndarray):  # on a GPU, to look is to wait
-        fine = not values.size or (values.min() >= 0 and values.max() < classes)
-        if not fine:
-            check_classes(name, values, classes, ignore_index)
-        if ignore_index is None or (fine and not 0 <= ignore_index < classes):
-            return targets, None
-    elif ignore_index is None:
-        return targets, None
-    counts = not_equal(targets, ignore_index)
-    return where(counts, targets, 0), counts
-
-
-def check_classes(name: str, values: Any, classes: int, ignore_index: int | None) -> None:
+def all_count(name: str, values: Any, classes: int, ignore_index: int | None) -> bool:
+    "Whether every target counts; raises TargetError if one is neither a class nor ignored."
+    if not values.size or (values.min() >= 0 and values.max() < classes):
+        return ignore_index is None or not 0 <= ignore_index < classes
     wrong = (values < 0) | (values >= classes)
     if ignore_index is not None:
         wrong &= values != ignore_index
@@ -317,6 +280,45 @@ def check_classes(name: str, values: Any, classes: int, ignore_index: int | None
             f"{name}: target {values[at]}{place}, and there are {classes} classes:"
             f" 0 to {classes - 1}{skip}"
         )
+    return False
+
+# %% ../../nbs/12_losses.ipynb #9682df59
+def class_axis(name: str, logits: Tensor) -> int:
+    "Where the classes are."
+    if not logits.ndim:
+        raise ShapeError(f"{name}: one number; (C,), (N, C) or (N, C, d1, ...) expected")
+    return 0 if logits.ndim == 1 else 1
+
+
+def misfit(name: str, logits: Tensor, targets: Tensor, need: tuple[int, ...]) -> ShapeError:
+    "The complaint about targets that should have the shape `need`."
+    hint = ""
+    if targets.shape == logits.shape[:-1]:
+        hint = "; the classes belong on axis 1: moveaxis(logits, -1, 1)"
+    elif targets.shape == logits.shape:
+        hint = f"; probabilities of classes have a float dtype, not {targets.dtype}"
+    elif targets.size == prod(need):
+        hint = f"; targets.reshape({need})"
+    shapes = f"logits {logits.shape} need targets {need}, not {targets.shape}"
+    return ShapeError(f"{name}: {shapes}{hint}")
+
+# %% ../../nbs/12_losses.ipynb #8106d327
+def class_targets(
+    name: str, logits: Tensor, targets: Tensor, axis: int, ignore_index: int | None
+) -> tuple[Tensor, Tensor | None]:
+    "The targets, 0 where they are ignored, and where they count (None: everywhere)."
+    need = logits.shape[:axis] + logits.shape[axis + 1 :]
+    if targets.shape != need:
+        raise misfit(name, logits, targets, need)
+    if targets.dtype.kind not in "iu":
+        raise DtypeError(f"{name}: targets are whole numbers, not {targets.dtype}")
+    values, fine = seen(targets), False
+    if isinstance(values, np.ndarray):  # on a GPU, to look is to wait
+        fine = all_count(name, values, logits.shape[axis], ignore_index)
+    if fine or ignore_index is None:
+        return targets, None
+    counts = not_equal(targets, ignore_index)
+    return where(counts, targets, 0), counts
 
 # %% ../../nbs/12_losses.ipynb #1323c930
 def shares(
@@ -373,7 +375,7 @@ def nll_loss(
 
 # %% ../../nbs/12_losses.ipynb #871961fa
 def evenly(x: Tensor, w: Tensor | None, axis: int) -> Tensor:
-    "The mean over the classes of -log p, weighted: cross-entropy to no class in particular."
+    "The mean over the classes of -log p, weighted: cross-entropy to no class at all."
     losses = log_softmax(x, axis=axis)
     if w is not None:
         losses = multiply(losses, column(w, x, axis))
@@ -411,7 +413,7 @@ def cross_entropy(
     x, t = floated(logits), as_tensor(targets)
     axis = class_axis("cross_entropy", x)
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"cross_entropy: label_smoothing={label_smoothing}; 0 to 1 expected")
+        raise ValueError(f"cross_entropy: label_smoothing={label_smoothing}; 0 to 1 needed")
     classes = x.shape[axis]
     w = None if weight is None else class_weights("cross_entropy", weight, x, classes)
     if t.dtype in FLOATS and t.shape == x.shape:
@@ -456,7 +458,7 @@ def hinge_loss(
     weight: Any = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """By how much each other score comes closer than `margin` to that of the target, to the power `p`.
+    """What each other score lacks to stay `margin` below that of the target, to the power `p`.
 
     `scores`: (C,) or (N, C). `weight`: one number for each class of targets. It is
     `multi_margin_loss` in PyTorch. Raises TargetError, ShapeError, DtypeError, ValueError.
@@ -469,7 +471,7 @@ def hinge_loss(
     axis, classes = x.ndim - 1, x.shape[-1]
     t, _ = class_targets("hinge_loss", x, t, axis, None)
     right = kept_axes(picked(x, t, axis), axis, x.shape)
-    other = not_equal(kept_axes(t, axis, x.shape), np.arange(classes))
+    other = not_equal(kept_axes(t, axis, x.shape), counting(classes, x))
     lack = multiply(relu(subtract(x, right) + margin), other)
     losses = reduce_sum(lack if p == 1 else square(lack), axis=(axis,)) * (1.0 / classes)
     if weight is not None:
@@ -505,7 +507,7 @@ class Loss(Module):
 def optional_tensor(x: Any) -> Tensor | None:
     return None if x is None else as_tensor(x)
 
-# %% ../../nbs/12_losses.ipynb #0760039d
+# %% ../../nbs/12_losses.ipynb #b3bf1a2b
 class MSELoss(Loss):
     "`mse_loss`, the mean squared error."
 
@@ -517,7 +519,7 @@ class L1Loss(Loss):
 
     function = staticmethod(l1_loss)
 
-
+# %% ../../nbs/12_losses.ipynb #7f0b43c9
 class HuberLoss(Loss):
     "`huber_loss`, half the square up to `delta`, linear beyond."
 
