@@ -11,22 +11,27 @@ from ..tensor.core import Tensor
 from ..tensor.elementwise import abs, clip, expm1, tanh, where
 
 # %% auto #0
-__all__ = ['ReLU', 'ReLU6', 'Hardtanh', 'Tanh', 'Sigmoid', 'LogSigmoid', 'Softsign', 'GELU', 'SiLU', 'Mish', 'Softplus',
-           'leaky_relu', 'elu', 'LeakyReLU', 'PReLU', 'ELU', 'SELU', 'Softmax', 'LogSoftmax']
+__all__ = ['leaky_relu', 'elu', 'ReLU', 'Hardtanh', 'ReLU6', 'Tanh', 'Sigmoid', 'LogSigmoid', 'Softsign', 'LeakyReLU', 'PReLU',
+           'ELU', 'SELU', 'GELU', 'SiLU', 'Mish', 'Softplus', 'Softmax', 'LogSoftmax']
 
-# %% ../../nbs/11_module.ipynb #6740148b
+# %% ../../nbs/11_module.ipynb #76e193ec
+def leaky_relu(x: Any, slope: Any = 0.01) -> Tensor:
+    "`x` where it is positive, else `slope * x`."
+    return where(x > 0.0, x, slope * x)
+
+
+def elu(x: Any, alpha: float = 1.0) -> Tensor:
+    "`x` where it is positive, else `alpha * (e^x - 1)`."
+    below = where(x > 0.0, 0.0, x)  # e^x of a large x overflows, and 0 times infinity is NaN
+    return where(x > 0.0, x, alpha * expm1(below))
+
+# %% ../../nbs/11_module.ipynb #fc3ce977
 class ReLU(Module):
     "max(x, 0)."
 
     def forward(self, x: Any) -> Tensor:
+        "x, or 0"
         return cast(Tensor, elementwise.relu(x))
-
-
-class ReLU6(Module):
-    "min(max(x, 0), 6)."
-
-    def forward(self, x: Any) -> Tensor:
-        return clip(x, 0.0, 6.0)
 
 
 class Hardtanh(Module):
@@ -36,16 +41,30 @@ class Hardtanh(Module):
         self.low, self.high = low, high
 
     def forward(self, x: Any) -> Tensor:
+        "from `low` to `high`"
         return clip(x, self.low, self.high)
 
     def extra_repr(self) -> str:
+        "The ends."
         return f"{self.low}, {self.high}"
+
+
+class ReLU6(Hardtanh):
+    "min(max(x, 0), 6)."
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 6.0)
+
+    def extra_repr(self) -> str:
+        "Nothing to say."
+        return ""
 
 
 class Tanh(Module):
     "(e^x - e^-x) / (e^x + e^-x), from -1 to 1."
 
     def forward(self, x: Any) -> Tensor:
+        "from -1 to 1"
         return cast(Tensor, tanh(x))
 
 
@@ -53,6 +72,7 @@ class Sigmoid(Module):
     "1 / (1 + e^-x), from 0 to 1."
 
     def forward(self, x: Any) -> Tensor:
+        "from 0 to 1"
         return cast(Tensor, elementwise.sigmoid(x))
 
 
@@ -60,79 +80,30 @@ class LogSigmoid(Module):
     "The logarithm of the sigmoid."
 
     def forward(self, x: Any) -> Tensor:
+        "below 0"
         return cast(Tensor, elementwise.log_sigmoid(x))
 
 
 class Softsign(Module):
-    "x / (1 + |x|)."
+    "x / (1 + |x|), from -1 to 1."
 
     def forward(self, x: Any) -> Tensor:
-        return x / (1.0 + abs(x))  # type: ignore
+        "from -1 to 1"
+        return cast(Tensor, elementwise.divide(x, 1.0 + abs(x)))
 
-# %% ../../nbs/11_module.ipynb #73fbc155
-class GELU(Module):
-    "x times the share of a normal distribution below x. Hendrycks & Gimpel (2016)."
-
-    def __init__(self, approximate: str = "none") -> None:
-        self.approximate = approximate
-
-    def forward(self, x: Any) -> Tensor:
-        return elementwise.gelu(x, approximate=self.approximate)
-
-    def extra_repr(self) -> str:
-        return "" if self.approximate == "none" else f"approximate={self.approximate!r}"
-
-
-class SiLU(Module):
-    "x * sigmoid(x), also called swish."
-
-    def forward(self, x: Any) -> Tensor:
-        return cast(Tensor, elementwise.silu(x))
-
-
-class Mish(Module):
-    "x * tanh(softplus(x)). Misra (2019)."
-
-    def forward(self, x: Any) -> Tensor:
-        return cast(Tensor, x * tanh(elementwise.softplus(x)))
-
-
-class Softplus(Module):
-    "log(1 + e^(beta x)) / beta: a ReLU with a round corner."
-
-    def __init__(self, beta: float = 1.0) -> None:
-        self.beta = beta
-
-    def forward(self, x: Any) -> Tensor:
-        if self.beta == 1.0:
-            return cast(Tensor, elementwise.softplus(x))
-        return cast(Tensor, elementwise.softplus(self.beta * x) / self.beta)
-
-    def extra_repr(self) -> str:
-        return "" if self.beta == 1.0 else f"{self.beta}"
-
-# %% ../../nbs/11_module.ipynb #2aa8c792
-def leaky_relu(x: Any, slope: Any = 0.01) -> Tensor:
-    "`x` where it is positive, else `slope * x`."
-    return where(x > 0.0, x, slope * x)
-
-
-def elu(x: Any, alpha: float = 1.0) -> Tensor:
-    "`x` where it is positive, else `alpha * (e^x - 1)`."
-    below = where(x > 0.0, 0.0, x)  # e^x of a large x would overflow, though it is not used
-    return where(x > 0.0, x, alpha * expm1(below))
-
-
+# %% ../../nbs/11_module.ipynb #2569b0fe
 class LeakyReLU(Module):
-    "`x` where it is positive, else `slope * x`."
+    "`x` where it is positive, else `negative_slope * x`."
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = negative_slope
 
     def forward(self, x: Any) -> Tensor:
+        "x, or a little of it"
         return leaky_relu(x, self.negative_slope)
 
     def extra_repr(self) -> str:
+        "The slope below 0."
         return f"{self.negative_slope}"
 
 
@@ -143,6 +114,7 @@ class PReLU(Module):
         self.weight = Parameter([init] * num_parameters)
 
     def forward(self, x: Any) -> Tensor:
+        "x, or a learned share of it"
         return leaky_relu(x, self.weight)
 
 
@@ -153,21 +125,72 @@ class ELU(Module):
         self.alpha = alpha
 
     def forward(self, x: Any) -> Tensor:
+        "above -alpha"
         return elu(x, self.alpha)
 
     def extra_repr(self) -> str:
+        "Where it ends."
         return f"{self.alpha}"
 
 
 class SELU(Module):
-    "An ELU, scaled to keep mean 0 and variance 1. Klambauer et al. (2017)."
+    "An ELU, scaled so that mean 0 and variance 1 stay. Klambauer et al. (2017)."
 
     alpha, scale = 1.6732632423543772, 1.0507009873554805
 
     def forward(self, x: Any) -> Tensor:
+        "above -1.758"
         return self.scale * elu(x, self.alpha)
 
-# %% ../../nbs/11_module.ipynb #5941bc29
+
+class GELU(Module):
+    "x times the share of a normal distribution below x. Hendrycks & Gimpel (2016)."
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = approximate
+
+    def forward(self, x: Any) -> Tensor:
+        "above -0.17"
+        return elementwise.gelu(x, approximate=self.approximate)
+
+    def extra_repr(self) -> str:
+        "The approximation, if there is one."
+        return "" if self.approximate == "none" else f"approximate={self.approximate!r}"
+
+
+class SiLU(Module):
+    "x * sigmoid(x), also called swish."
+
+    def forward(self, x: Any) -> Tensor:
+        "above -0.28"
+        return cast(Tensor, elementwise.silu(x))
+
+
+class Mish(Module):
+    "x * tanh(softplus(x)). Misra (2019)."
+
+    def forward(self, x: Any) -> Tensor:
+        "above -0.31"
+        return cast(Tensor, elementwise.multiply(x, tanh(elementwise.softplus(x))))
+
+
+class Softplus(Module):
+    "log(1 + e^(beta x)) / beta: a ReLU with a round corner."
+
+    def __init__(self, beta: float = 1.0) -> None:
+        self.beta = beta
+
+    def forward(self, x: Any) -> Tensor:
+        "above 0"
+        if self.beta == 1.0:
+            return cast(Tensor, elementwise.softplus(x))
+        return cast(Tensor, elementwise.softplus(self.beta * x) / self.beta)
+
+    def extra_repr(self) -> str:
+        "How sharp the corner is."
+        return "" if self.beta == 1.0 else f"{self.beta}"
+
+# %% ../../nbs/11_module.ipynb #ac93336e
 class Softmax(Module):
     "Positive numbers that add up to 1 along `axis`, in the ratio of e^x."
 
@@ -175,9 +198,11 @@ class Softmax(Module):
         self.axis = axis
 
     def forward(self, x: Any) -> Tensor:
+        "from 0 to 1"
         return reduce.softmax(x, axis=self.axis)
 
     def extra_repr(self) -> str:
+        "The axis."
         return f"axis={self.axis}"
 
 
@@ -185,4 +210,5 @@ class LogSoftmax(Softmax):
     "The logarithms of the softmax."
 
     def forward(self, x: Any) -> Tensor:
+        "below 0"
         return reduce.log_softmax(x, axis=self.axis)

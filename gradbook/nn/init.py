@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import operator
 from itertools import count
-from threading import Lock
+from threading import RLock
 
 from .. import settings
 from ..tensor import random
@@ -15,12 +15,12 @@ from ..tensor.random import Key
 
 # %% auto #0
 __all__ = ['get_rng_state', 'set_rng_state', 'manual_seed', 'next_key', 'as_key', 'uniform_', 'normal_', 'constant_', 'zeros_',
-           'ones_', 'eye_', 'fan_in_and_out', 'calculate_gain', 'spread', 'xavier_std', 'xavier_uniform_',
+           'ones_', 'eye_', 'fan_in_and_out', 'calculate_gain', 'around_zero', 'xavier_std', 'xavier_uniform_',
            'xavier_normal_', 'kaiming_std', 'kaiming_uniform_', 'kaiming_normal_', 'lecun_uniform_', 'lecun_normal_',
            'trunc_normal_', 'orthogonal_']
 
-# %% ../../nbs/11_module.ipynb #4640995c
-_lock = Lock()
+# %% ../../nbs/11_module.ipynb #098067ab
+_lock = RLock()
 _stream: list[int] = []  # the seed, and how many keys were given out
 
 
@@ -28,16 +28,16 @@ def get_rng_state() -> tuple[int, int]:
     "The seed of the default stream and how many keys it gave: what a checkpoint keeps."
     with _lock:
         if not _stream:
-            _stream[:] = settings.load().seed, 0
+            _stream.extend((settings.load().seed, 0))
         return _stream[0], _stream[1]
 
 
 def set_rng_state(state: tuple[int, int]) -> None:
-    "Go on from a state that `get_rng_state` returned."
+    "Go on from a state that `get_rng_state` returned; raises ValueError if it is none."
     seed, given = map(operator.index, state)
     random.key(seed)  # raises ValueError for what is no seed
     if given < 0:
-        raise ValueError(f"set_rng_state: {given} keys given")
+        raise ValueError(f"set_rng_state: {given} keys can't have been given out")
     with _lock:
         _stream[:] = seed, given
 
@@ -49,9 +49,8 @@ def manual_seed(seed: int) -> None:
 
 def next_key() -> Key:
     "The next key of the default stream."
-    seed, given = get_rng_state()
     with _lock:
-        given = _stream[1]
+        seed, given = get_rng_state()
         _stream[1] += 1
     return random.fold_in(random.key(seed), given)
 
@@ -98,11 +97,11 @@ def eye_(tensor: Tensor) -> Tensor:
         raise ShapeError(f"eye_: a matrix has two axes, this tensor has shape {tensor.shape}")
     return assign_(tensor, wrap(tensor.device.xp.eye(*tensor.shape, dtype=tensor.dtype)))
 
-# %% ../../nbs/11_module.ipynb #aa851502
+# %% ../../nbs/11_module.ipynb #682d8e99
 def fan_in_and_out(tensor: Tensor, name: str = "fan_in_and_out") -> tuple[int, int]:
     "How many numbers each output adds up, and how many outputs each input reaches; ShapeError."
     if tensor.ndim < 2:
-        raise ShapeError(f"{name}: shape {tensor.shape} has no fan; (out, in, ...) is needed")
+        raise ShapeError(f"{name}: shape {tensor.shape} has no fan-in; (out, in, ...) is needed")
     out, into, *window = tensor.shape
     return into * math.prod(window), out * math.prod(window)
 
@@ -118,15 +117,16 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
         "selu": 0.75,
     }
     if nonlinearity not in gains:
-        raise ValueError(f"calculate_gain: {nonlinearity!r}; there are: {', '.join(gains)}")
+        known = ", ".join(gains)
+        raise ValueError(f"calculate_gain: {nonlinearity!r} is unknown; there are: {known}")
     return gains[nonlinearity]
 
-# %% ../../nbs/11_module.ipynb #6b40b8ca
-def spread(tensor: Tensor, std: float, normal: bool, key: Key | int | None) -> Tensor:
+# %% ../../nbs/11_module.ipynb #4022382c
+def around_zero(tensor: Tensor, std: float, normal: bool, key: Key | int | None) -> Tensor:
     "Fill with numbers around 0 of the standard deviation `std`, normal or uniform."
     if not tensor.size:
         return tensor
-    bound = math.sqrt(3.0) * std  # the standard deviation from -bound to bound is bound / sqrt(3)
+    bound = math.sqrt(3.0) * std
     return normal_(tensor, 0.0, std, key) if normal else uniform_(tensor, -bound, bound, key)
 
 
@@ -135,19 +135,19 @@ def xavier_std(tensor: Tensor, gain: float, name: str) -> float:
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, key: Key | int | None = None) -> Tensor:
-    "Variance gain² · 2 / (fan in + fan out). Glorot & Bengio (2010)."
-    return spread(tensor, xavier_std(tensor, gain, "xavier_uniform_"), False, key)
+    "Variance gain² · 2 / (fan-in + fan-out), uniform. Glorot & Bengio (2010)."
+    return around_zero(tensor, xavier_std(tensor, gain, "xavier_uniform_"), False, key)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, key: Key | int | None = None) -> Tensor:
-    "The same variance, normally distributed."
-    return spread(tensor, xavier_std(tensor, gain, "xavier_normal_"), True, key)
+    "Variance gain² · 2 / (fan-in + fan-out), normal. Glorot & Bengio (2010)."
+    return around_zero(tensor, xavier_std(tensor, gain, "xavier_normal_"), True, key)
 
-
+# %% ../../nbs/11_module.ipynb #d0840e50
 def kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str, name: str) -> float:
     fans = dict(zip(("fan_in", "fan_out"), fan_in_and_out(tensor, name)))
     if mode not in fans:
-        raise ValueError(f"{name}: mode {mode!r}; there are: fan_in, fan_out")
+        raise ValueError(f"{name}: mode {mode!r} is unknown; there are: fan_in, fan_out")
     return calculate_gain(nonlinearity, a) / math.sqrt(max(1, fans[mode]))
 
 
@@ -158,8 +158,9 @@ def kaiming_uniform_(
     nonlinearity: str = "leaky_relu",
     key: Key | int | None = None,
 ) -> Tensor:
-    "Variance gain² / fan; `a` is the slope of a leaky ReLU below 0. He et al. (2015)."
-    return spread(tensor, kaiming_std(tensor, a, mode, nonlinearity, "kaiming_uniform_"), False, key)
+    "Variance gain² / fan, uniform; `a`: the slope of a leaky ReLU below 0. He et al. (2015)."
+    std = kaiming_std(tensor, a, mode, nonlinearity, "kaiming_uniform_")
+    return around_zero(tensor, std, False, key)
 
 
 def kaiming_normal_(
@@ -169,20 +170,21 @@ def kaiming_normal_(
     nonlinearity: str = "leaky_relu",
     key: Key | int | None = None,
 ) -> Tensor:
-    "The same variance, normally distributed."
-    return spread(tensor, kaiming_std(tensor, a, mode, nonlinearity, "kaiming_normal_"), True, key)
+    "Variance gain² / fan, normal; `a`: the slope of a leaky ReLU below 0. He et al. (2015)."
+    std = kaiming_std(tensor, a, mode, nonlinearity, "kaiming_normal_")
+    return around_zero(tensor, std, True, key)
 
 
 def lecun_uniform_(tensor: Tensor, key: Key | int | None = None) -> Tensor:
-    "Variance 1 / fan in. LeCun et al. (1998)."
-    return spread(tensor, kaiming_std(tensor, 0.0, "fan_in", "linear", "lecun_uniform_"), False, key)
+    "Variance 1 / fan-in, uniform. LeCun et al. (1998)."
+    return around_zero(tensor, kaiming_std(tensor, 0.0, "fan_in", "linear", "lecun_uniform_"), False, key)
 
 
 def lecun_normal_(tensor: Tensor, key: Key | int | None = None) -> Tensor:
-    "The same variance, normally distributed."
-    return spread(tensor, kaiming_std(tensor, 0.0, "fan_in", "linear", "lecun_normal_"), True, key)
+    "Variance 1 / fan-in, normal. LeCun et al. (1998)."
+    return around_zero(tensor, kaiming_std(tensor, 0.0, "fan_in", "linear", "lecun_normal_"), True, key)
 
-# %% ../../nbs/11_module.ipynb #47843fff
+# %% ../../nbs/11_module.ipynb #102cedca
 def trunc_normal_(
     tensor: Tensor,
     mean: float = 0.0,
@@ -193,26 +195,25 @@ def trunc_normal_(
 ) -> Tensor:
     """Fill with normally distributed numbers from `a` to `b`; those outside are drawn again.
 
-    `a` and `b` are values, not multiples of `std`. Raises ValueError if hardly any number of this
-    distribution falls between them.
+    `a` and `b` are values, not multiples of `std`. Raises ValueError if less than 0.1 % of the
+    distribution is between them.
     """
     root = std * math.sqrt(2.0)
-    inside = (math.erf((b - mean) / root) - math.erf((a - mean) / root)) / 2 if std > 0 else 0.0
-    if not inside >= 0.001:
-        raise ValueError(
-            f"trunc_normal_: less than 0.1 % of mean {mean}, std {std} is between {a} and {b}"
-        )
+    share = (math.erf((b - mean) / root) - math.erf((a - mean) / root)) / 2 if std > 0 else 0.0
+    if not share >= 0.001:
+        what = f"mean {mean} and std {std} between {a} and {b}"
+        raise ValueError(f"trunc_normal_: less than 0.1 % of the numbers with {what}")
     first = as_key(key)
     values = random.normal(first, tensor.shape, mean, std, tensor.dtype, tensor.device)
     for turn in count(1):
         outside = (values < a) | (values > b)
-        if not (number := int(outside.sum())):
-            return assign_(tensor, wrap(values))
+        if not (n := int(outside.sum())):
+            break
         again = random.fold_in(first, turn)
-        values[outside] = random.normal(again, number, mean, std, tensor.dtype, tensor.device)
-    raise AssertionError("count() never ends")
+        values[outside] = random.normal(again, n, mean, std, tensor.dtype, tensor.device)
+    return assign_(tensor, wrap(values))
 
-# %% ../../nbs/11_module.ipynb #586d70d9
+# %% ../../nbs/11_module.ipynb #b8c06038
 def orthogonal_(tensor: Tensor, gain: float = 1.0, key: Key | int | None = None) -> Tensor:
     """Fill with `gain` times a random matrix whose rows (or columns, if there are fewer) are unit
     vectors at right angles; axes after the first count as one. Saxe et al. (2014).
@@ -221,11 +222,9 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0, key: Key | int | None = None)
         raise ShapeError(f"orthogonal_: shape {tensor.shape}; at least two axes are needed")
     if not tensor.size:
         return tensor
-    rows = tensor.shape[0]
-    columns = tensor.size // rows
-    tall = (max(rows, columns), min(rows, columns))
-    xp = tensor.device.xp
+    n, m = tensor.shape[0], tensor.size // tensor.shape[0]
+    tall, xp = (max(n, m), min(n, m)), tensor.device.xp
     q, r = xp.linalg.qr(random.normal(as_key(key), tall, dtype="float64", device=tensor.device))
-    q *= xp.sign(xp.diagonal(r))  # QR chooses the signs; this makes all directions equally likely
-    matrix = q if rows >= columns else q.T
-    return assign_(tensor, wrap((gain * matrix).reshape(tensor.shape).astype(tensor.dtype)))
+    q *= xp.sign(xp.diagonal(r))
+    matrix = gain * (q if n >= m else q.T)
+    return assign_(tensor, wrap(matrix.reshape(tensor.shape).astype(tensor.dtype)))

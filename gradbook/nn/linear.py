@@ -31,23 +31,24 @@ from ..tensor.transforms import Mapped, Params, Values, aligned, multiplied
 # %% auto #0
 __all__ = ['rows', 'back_to_input', 'batched_linear', 'linear', 'misfit', 'Linear', 'whole', 'Identity', 'Flatten']
 
-# %% ../../nbs/11_module.ipynb #9e56b93c
+# %% ../../nbs/11_module.ipynb #d3c00600
 @primitive
 def _linear(xp: Any, x: Any, weight: Any, bias: Any) -> Any:
-    "x @ weight.T + bias, for all rows in one product and with one result."
+    "x @ weight.T + bias, for all rows in one product."
     out = xp.matmul(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), weight.T)
     out += bias
-    return out.reshape(*x.shape[:-1], len(bias))
+    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], len(bias))
 
 
 def rows(x: Tensor) -> Tensor:
     "All axes but the last as one."
     shape = (math.prod(x.shape[:-1]), x.shape[-1])
-    return x if x.shape == shape else cast(Tensor, reshape(x, shape=shape))
+    return x if x.ndim == 2 else cast(Tensor, reshape(x, shape=shape))
 
 
 def back_to_input(g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    return cast(Tensor, reshape(matrix_multiply(rows(g), weight), shape=x.shape))
+    d = cast(Tensor, matrix_multiply(rows(g), weight))
+    return d if x.ndim == 2 else cast(Tensor, reshape(d, shape=x.shape))
 
 
 _linear.def_vjps(
@@ -79,43 +80,40 @@ def batched_linear(primitive: Primitive, values: Values, mapped: Mapped, params:
 
 _linear.primitive.batch = batched_linear
 
-# %% ../../nbs/11_module.ipynb #75bfca08
+# %% ../../nbs/11_module.ipynb #f7a7c8b3
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     "`x @ weight.mT + bias`: (..., in), (out, in), (out,) -> (..., out). Raises ShapeError."
     x, weight = as_tensor(x), as_tensor(weight)
-    if not x.ndim or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+    shape, (*out_axes, width) = x.shape, weight.shape or (0,)
+    if not shape or len(out_axes) != 1 or shape[-1] != width:
         raise misfit(x, weight)
-    one = x.ndim == 1
-    if one:
-        x = reshape(x, shape=(1, x.shape[0]))
-    if bias is None:
-        out = matrix_multiply(x, swapped(weight))
-    elif (bias := as_tensor(bias)).shape != weight.shape[:1]:
+    if bias is not None and (bias := as_tensor(bias)).shape != tuple(out_axes):
         raise ShapeError(f"linear: weight {weight.shape} takes no bias of shape {bias.shape}")
-    else:
-        out = _linear(x, weight, bias)
-    return cast(Tensor, reshape(out, shape=out.shape[1:]) if one else out)
+    if len(shape) == 1:
+        x = reshape(x, shape=(1, *shape))
+    out = matrix_multiply(x, swapped(weight)) if bias is None else _linear(x, weight, bias)
+    return cast(Tensor, reshape(out, shape=out.shape[1:]) if len(shape) == 1 else out)
 
 
 def misfit(x: Tensor, weight: Tensor) -> ShapeError:
     if not x.ndim or weight.ndim != 2:
-        return ShapeError(f"linear: input {x.shape}, weight {weight.shape}: (..., in) and (out, in)")
+        return ShapeError(f"linear: input {x.shape}, weight {weight.shape}: (..., in), (out, in)")
     need, hint = weight.shape[1], ""
     if math.prod(x.shape[1:]) == need:
         hint = "; Flatten() before it?"
     elif need in x.shape:
-        hint = f"; {need} is axis {x.shape.index(need)} of the input"
+        hint = f"; axis {x.shape.index(need)} has"
     return ShapeError(
         f"linear: input {x.shape}, weight {weight.shape}: the last axis of the input has"
-        f" {x.shape[-1]} numbers, and the weight takes {need}{hint}"
+        f" {x.shape[-1]} numbers, and {need} are needed{hint}"
     )
 
-# %% ../../nbs/11_module.ipynb #83d880f5
+# %% ../../nbs/11_module.ipynb #b98f2702
 class Linear(Module):
     """`x @ weight.mT + bias`: (..., in_features) -> (..., out_features).
 
-    All begin uniform up to 1 / sqrt(in_features). `key`: a Key or a seed; by default the next key
-    of `nn.init`.
+    Weight and bias begin uniform between -1 and 1 / sqrt(in_features). `key`: a Key or a seed; by
+    default the next key of `nn.init`. Raises ShapeError.
     """
 
     bias: Tensor | None
@@ -134,12 +132,12 @@ class Linear(Module):
         self.out_features = whole("Linear: out_features", out_features)
         bound = 1.0 / math.sqrt(self.in_features)
         first, second = random.split(as_key(key))
-        xp, kind = as_device(device).xp, floating(dtype)
+        empty, kind = as_device(device).xp.empty, floating(dtype)
         shape = (self.out_features, self.in_features)
-        self.weight = uniform_(Parameter(xp.empty(shape, kind)), -bound, bound, first)
+        self.weight = uniform_(Parameter(empty(shape, kind)), -bound, bound, first)
         self.bias = None
         if bias:
-            self.bias = uniform_(Parameter(xp.empty(shape[:1], kind)), -bound, bound, second)
+            self.bias = uniform_(Parameter(empty(shape[:1], kind)), -bound, bound, second)
 
     def forward(self, x: Any) -> Tensor:
         "(..., in_features) -> (..., out_features)"
@@ -147,7 +145,8 @@ class Linear(Module):
 
     def extra_repr(self) -> str:
         "The sizes."
-        return f"{self.in_features}, {self.out_features}" + ("" if self.bias is not None else ", bias=False")
+        none = "" if self.bias is not None else ", bias=False"
+        return f"{self.in_features}, {self.out_features}{none}"
 
 
 def whole(name: str, number: Any) -> int:
