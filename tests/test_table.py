@@ -8,12 +8,14 @@ import pkgutil
 import numpy as np
 import pytest
 
+import gradbook.nn
 import gradbook.tensor
 from gradbook.tensor.check import ORDERS, check_primitive, gradient_table
 from gradbook.tensor.core import FLOATS, TABLE, Primitive, bind, multiply
 
-for module in pkgutil.iter_modules(gradbook.tensor.__path__):
-    importlib.import_module(f"gradbook.tensor.{module.name}")
+for package in (gradbook.tensor, gradbook.nn):
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
 
 NAMES = sorted(TABLE)
 
