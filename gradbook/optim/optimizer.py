@@ -169,7 +169,8 @@ class Groups:
             options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
             size = sum(p.size for p in group["params"])
             words = ", ".join(f"{k}={v}" for k, v in options.items())
-            lines.append(f"{len(group['params'])} tensors, {size:,} numbers; {words}")
+            n = len(group["params"])
+            lines.append(f"{n} tensor{'s' if n > 1 else ''}, {size:,} numbers; {words}")
         inside = lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines) + "\n"
         return f"{self.name}({inside})"
 
