@@ -88,7 +88,8 @@ def test_fifty_steps_are_those_of_pytorch(
     theirs = [torch.nn.Parameter(torch.tensor(p.data)) for p in ours]
     special = {"lr": 0.02, "weight_decay": 0.05}
     a = kind([{"params": ours[:2]}, {"params": ours[2:], **special}], **options)
-    b = getattr(torch.optim, name)([{"params": theirs[:2]}, {"params": theirs[2:], **special}], **options)
+    groups = [{"params": theirs[:2]}, {"params": theirs[2:], **special}]
+    b = getattr(torch.optim, name)(groups, **options)
     half = torch.optim.lr_scheduler.CosineAnnealingLR(b, 60)
     for t in range(50):
         values = gradient([p.data for p in ours], t)

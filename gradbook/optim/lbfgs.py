@@ -12,9 +12,19 @@ from ..tensor.backend import Array, namespace
 from ..tensor.core import Tensor, enable_grad, overwritten
 
 # %% auto #0
-__all__ = ['CLOSURE', 'Point', 'cubic', 'strong_wolfe', 'Line', 'inner', 'peak', 'direction', 'LBFGS']
+__all__ = ['CLOSURE', 'inner', 'peak', 'Point', 'cubic', 'too_high', 'flat', 'bracket', 'ordered', 'strong_wolfe', 'direction',
+           'Line', 'LBFGS']
 
 # %% ../../nbs/14_optim.ipynb #d15687cc
+def inner(a: Array, b: Array) -> float:
+    return float(a @ b)
+
+
+def peak(a: Array) -> float:
+    "The largest absolute value."
+    return float(abs(a).max())
+
+
 class Point(NamedTuple):
     "A place on the line: how far along, the loss, its slope along the line, the gradient."
 
@@ -38,69 +48,92 @@ def cubic(a: Point, b: Point, low: float, high: float) -> float:
     t = b.t - (b.t - a.t) * (b.slope + root - d) / below if below else nan
     return min(max(t, low), high) if isfinite(t) else (low + high) / 2
 
-# %% ../../nbs/14_optim.ipynb #4dd8d4df
+# %% ../../nbs/14_optim.ipynb #45150212
+def too_high(p: Point, start: Point, c1: float = 1e-4) -> bool:
+    "Whether the loss went down by less than a little share of what the first slope promised."
+    return not p.f <= start.f + c1 * p.t * start.slope  # so written, NaN is too high
+
+
+def flat(p: Point, start: Point, c2: float = 0.9) -> bool:
+    "Whether the slope is flatter than at the start."
+    return abs(p.slope) <= -c2 * start.slope
+
+
+def bracket(
+    at: Callable[[float], Point], start: Point, t: float, tries: int
+) -> tuple[Point, Point, int]:
+    "Two places with a good one in between, or a good one twice; and how many tries are left."
+    last, here, left = start, at(t), tries
+    while left:
+        if too_high(here, start) or (tries - left > 1 and here.f >= last.f):
+            return last, here, left
+        if flat(here, start):
+            return here, here, left
+        if here.slope >= 0:
+            return last, here, left
+        t = cubic(last, here, here.t + 0.01 * (here.t - last.t), 10 * here.t)
+        last, here, left = here, at(t), left - 1
+    return start, here, 0
+
+# %% ../../nbs/14_optim.ipynb #18e88cbd
+def ordered(a: Point, b: Point) -> tuple[Point, Point]:
+    "The lower one first."
+    return (b, a) if b.f < a.f else (a, b)
+
+
 def strong_wolfe(
-    at: Callable[[float], Point],
-    start: Point,
-    t: float,
-    *,
-    c1: float = 1e-4,
-    c2: float = 0.9,
-    smallest: float = 1e-9,
-    most: int = 25,
+    at: Callable[[float], Point], start: Point, t: float, *, smallest: float = 1e-9, tries: int = 25
 ) -> Point:
-    """A step along a line that lowers the loss enough and flattens the slope enough.
+    """A place on the line where the loss is low enough and flat enough: the Wolfe conditions.
 
-    `at(t)` measures a place, `t` is the first try, `most` limits how many follow it. A bracket
-    shorter than `smallest` is not searched. Source: Nocedal & Wright (2006), algorithms 3.5, 3.6.
+    `at(t)` measures a place; `t` is the first one to look at, `tries` limits how many follow. A
+    bracket shorter than `smallest` is not searched. Source: Nocedal & Wright (2006), 3.5 and 3.6.
     """
-    last, here, tries, widening = start, at(t), 0, True
-
-    def too_high(p: Point) -> bool:
-        return not p.f <= start.f + c1 * p.t * start.slope  # also when it is NaN
-
-    def flat(p: Point) -> bool:
-        return abs(p.slope) <= -c2 * start.slope
-
-    while widening and tries < most:
-        if too_high(here) or (tries > 1 and here.f >= last.f):
-            widening = False
-        elif flat(here):
-            return here
-        elif here.slope >= 0:
-            widening = False
-        else:
-            t = cubic(last, here, here.t + 0.01 * (here.t - last.t), 10 * here.t)
-            last, here, tries = here, at(t), tries + 1
-    low, high = (start if widening else last), here
-    if not low.f <= high.f:
-        low, high = high, low
-    if not isfinite(low.f):
-        low = start
-    stuck = False
-    while tries < most and abs(high.t - low.t) > smallest:
-        left, right = sorted((low.t, high.t))
-        t, margin = cubic(low, high, left, right), 0.1 * (right - left)
-        if min(right - t, t - left) >= margin:
-            stuck = False
-        elif stuck or not left < t < right:
-            t = right - margin if abs(t - right) < abs(t - left) else left + margin
-            stuck = False
-        else:
-            stuck = True
-        here, tries = at(t), tries + 1
-        if too_high(here) or here.f >= low.f:
-            high = here
-            if not low.f <= high.f and isfinite(high.f):
-                low, high = high, low
-        elif flat(here):
+    a, b, left = bracket(at, start, t, tries)
+    (low, high), stuck = ordered(a, b), False
+    while left and abs(high.t - low.t) > smallest:
+        near, far = sorted((low.t, high.t))
+        t, margin = cubic(low, high, near, far), 0.1 * (far - near)
+        close = min(far - t, t - near) < margin
+        if close and (stuck or not near < t < far):  # not twice in a row so near an end
+            t, close = (far - margin if abs(t - far) < abs(t - near) else near + margin), False
+        stuck = close
+        here, left = at(t), left - 1
+        if too_high(here, start) or here.f >= low.f:
+            low, high = ordered(low, here)
+        elif flat(here, start):
             return here
         else:
             high = low if here.slope * (high.t - low.t) >= 0 else high
             low = here
     return low
 
-# %% ../../nbs/14_optim.ipynb #01a6f91d
+# %% ../../nbs/14_optim.ipynb #4f2838e3
+def direction(past: dict[str, Any], g: Array) -> Array:
+    "Downhill, as curved as the remembered steps say; notes the last step first."
+    ys, ss = past["old_dirs"], past["old_stps"]
+    size = len(ys)
+    past["step"] += 1
+    if past["step"] > 1:
+        y, s = g - past["prev_flat_grad"], past["t"] * past["d"]
+        if inner(y, s) > 1e-10:
+            k = past["updates"] % size
+            ys[k], ss[k] = y, s
+            past["updates"] += 1
+            past["H_diag"] = inner(y, s) / inner(y, y)
+    newest = past["updates"]
+    rows = [k % size for k in range(max(0, newest - size), newest)]
+    d, shares = -g, {}
+    for k in reversed(rows):
+        shares[k] = inner(ss[k], d) / inner(ys[k], ss[k])
+        d -= shares[k] * ys[k]
+    d *= past["H_diag"]
+    for k in rows:
+        d += (shares[k] - inner(ys[k], d) / inner(ys[k], ss[k])) * ss[k]
+    past["prev_flat_grad"][...], past["d"][...] = g, d
+    return d
+
+# %% ../../nbs/14_optim.ipynb #faf5a548
 CLOSURE = "clear the gradients, compute the loss, call backward() and return the loss"
 
 
@@ -135,7 +168,7 @@ class Line:
             p.data[...] = x + t * d[begin:end].reshape(p.shape)
             overwritten(p)
 
-    def search(self, start: Point, d: Array, t: float, smallest: float, most: int) -> Point:
+    def search(self, start: Point, d: Array, t: float, smallest: float, tries: int) -> Point:
         "Move along `d` as far as `strong_wolfe` says; where we were, if the closure fails."
         origin, end = self.here(), start
 
@@ -145,46 +178,12 @@ class Line:
             return Point(t, f, inner(g, d), g)
 
         try:
-            end = strong_wolfe(at, start, t, smallest=smallest / peak(d), most=most)
+            end = strong_wolfe(at, start, t, smallest=smallest / peak(d), tries=tries)
         finally:
             self.move(origin, d, end.t)
         return end
 
-
-def inner(a: Array, b: Array) -> float:
-    return float(a @ b)
-
-
-def peak(a: Array) -> float:
-    "The largest absolute value."
-    return float(abs(a).max())
-
-# %% ../../nbs/14_optim.ipynb #4f2838e3
-def direction(past: dict[str, Any], g: Array) -> Array:
-    "Downhill, as curved as the remembered steps say; notes the last step first."
-    ys, ss = past["old_dirs"], past["old_stps"]
-    size = len(ys)
-    past["step"] += 1
-    if past["step"] > 1:
-        y, s = g - past["prev_flat_grad"], past["t"] * past["d"]
-        if inner(y, s) > 1e-10:
-            k = past["updates"] % size
-            ys[k], ss[k] = y, s
-            past["updates"] += 1
-            past["H_diag"] = inner(y, s) / inner(y, y)
-    newest = past["updates"]
-    rows = [k % size for k in range(max(0, newest - size), newest)]
-    d, shares = -g, {}
-    for k in reversed(rows):
-        shares[k] = inner(ss[k], d) / inner(ys[k], ss[k])
-        d -= shares[k] * ys[k]
-    d *= past["H_diag"]
-    for k in rows:
-        d += (shares[k] - inner(ys[k], d) / inner(ys[k], ss[k])) * ss[k]
-    past["prev_flat_grad"][...], past["d"][...] = g, d
-    return d
-
-# %% ../../nbs/14_optim.ipynb #5f1a6583
+# %% ../../nbs/14_optim.ipynb #09b2bd73
 class LBFGS(Optimizer):
     """Newton's direction from the last few steps and changes of the gradient; full batches only.
 
@@ -208,14 +207,7 @@ class LBFGS(Optimizer):
             words = "'strong_wolfe' or None"
             raise OptimizerError(f"LBFGS: line_search_fn={line_search_fn!r}; it is {words}")
         super().__init__(
-            params,
-            lr=lr,
-            max_iter=max_iter,
-            max_eval=max_iter * 5 // 4 if max_eval is None else max_eval,
-            tolerance_grad=tolerance_grad,
-            tolerance_change=tolerance_change,
-            history_size=history_size,
-            line_search_fn=line_search_fn,
+            params, lr=lr, max_iter=max_iter, max_eval=max_iter * 5 // 4 if max_eval is None else max_eval, tolerance_grad=tolerance_grad, tolerance_change=tolerance_change, history_size=history_size, line_search_fn=line_search_fn
         )
 
     def check_group(self, group: Mapping[str, Any]) -> None:
@@ -250,6 +242,8 @@ class LBFGS(Optimizer):
         group = self.param_groups[0]
         line = Line(group["params"], closure)
         first, f, g = line.measure()
+        if not isfinite(f):
+            raise OptimizerError(f"LBFGS: the loss is {f} before the first step; nothing changed")
         past = self.memory(g)
         for k in range(1, group["max_iter"] + 1):
             if peak(g) <= group["tolerance_grad"]:
@@ -261,8 +255,8 @@ class LBFGS(Optimizer):
             if slope > -group["tolerance_change"]:
                 break
             if group["line_search_fn"]:
-                start, most = Point(0.0, f, slope, g), group["max_eval"] - line.count
-                end = line.search(start, d, past["t"], group["tolerance_change"], most)
+                start, tries = Point(0.0, f, slope, g), group["max_eval"] - line.count
+                end = line.search(start, d, past["t"], group["tolerance_change"], tries)
                 past["t"], f, g = end.t, end.f, end.g
             else:
                 line.move(line.here(), d, past["t"])

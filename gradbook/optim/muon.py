@@ -45,7 +45,7 @@ def newton_schulz(
         x, spare = spare, x
     return x
 
-# %% ../../nbs/14_optim.ipynb #72cc3ad3
+# %% ../../nbs/14_optim.ipynb #f71767f4
 class Muon(Optimizer):
     """Momentum, made orthogonal: for the matrices inside a network; Jordan et al. (2024).
 
@@ -70,15 +70,7 @@ class Muon(Optimizer):
             words = "None, 'original' or 'match_rms_adamw'"
             raise OptimizerError(f"Muon: adjust_lr_fn={adjust_lr_fn!r}; it is {words}")
         super().__init__(
-            params,
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            nesterov=nesterov,
-            ns_coefficients=tuple(ns_coefficients),
-            eps=eps,
-            ns_steps=ns_steps,
-            adjust_lr_fn=adjust_lr_fn,
+            params, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, ns_coefficients=tuple(ns_coefficients), eps=eps, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn
         )
 
     def check_group(self, group: Mapping[str, Any]) -> None:
@@ -109,7 +101,7 @@ class Muon(Optimizer):
         else:
             x[...] = b
         x *= 1 / max(float(xp.linalg.norm(x)), group["eps"])
-        wide = u.reshape(-1).reshape(r, c)  # the update's memory serves as scratch from here on
+        wide = u.reshape(r, c)  # what is in u is no longer needed
         if rows > columns:
             wide[...] = x.T
             x, wide = wide, x.reshape(r, c)

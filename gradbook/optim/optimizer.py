@@ -19,8 +19,8 @@ from ..tensor.core import Tensor, enable_grad, overwritten
 
 # %% auto #0
 __all__ = ['Check', 'not_negative', 'CHECKS', 'Params', 'EXTRA', 'Job', 'PIECE', 'Update', 'ALONE', 'pools', 'OptimizerError',
-           'between', 'check_options', 'as_groups', 'named', 'check_parameter', 'label', 'Groups', 'writable',
-           'Optimizer', 'saved_copy', 'checked_groups', 'checked_state', 'as_saved', 'Elementwise', 'workers',
+           'between', 'check_options', 'as_groups', 'named', 'check_parameter', 'label', 'Groups', 'as_saved',
+           'checked_groups', 'checked_state', 'Memory', 'writable', 'Optimizer', 'Elementwise', 'workers',
            'in_parallel', 'with_decay', 'SGD', 'Adagrad', 'RMSprop']
 
 # %% ../../nbs/14_optim.ipynb #3996a0ee
@@ -169,134 +169,23 @@ class Groups:
             options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
             size = sum(p.size for p in group["params"])
             words = ", ".join(f"{k}={v}" for k, v in options.items())
-            lines.append(f"{len(group['params'])} tensors, {size:,} numbers; {words}")
+            n = len(group["params"])
+            lines.append(f"{n} tensor{'s' if n > 1 else ''}, {size:,} numbers; {words}")
         inside = lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines) + "\n"
         return f"{self.name}({inside})"
 
-# %% ../../nbs/14_optim.ipynb #7fbe10b7
-def writable(array: Array) -> bool:
-    "Whether an array lies row by row, in memory that may be written into."
-    return bool(array.flags.c_contiguous and getattr(array.flags, "writeable", True))
+# %% ../../nbs/14_optim.ipynb #d18adf0e
+def as_saved(value: Any, dtype: Any, device: Any) -> Any:
+    "A plain number as it is, an array or a tensor copied to `device`."
+    if isinstance(value, int | float | list):
+        return value
+    array = value.data if isinstance(value, Tensor) else value
+    return transfer(to_numpy(array).astype(dtype), device)
 
 
-Job = tuple[Tensor, Array, dict[str, Any], dict[str, Any]]  # parameter, gradient, group, state
-
-
-class Optimizer(Groups):
-    """Groups of parameters, what is remembered about each, and a `step()` that changes them.
-
-    A kind of optimiser says what to remember (`buffers`) and how to change a parameter (`update`).
-    """
-
-    def __init__(self, params: Params, **defaults: Any) -> None:
-        self.state: dict[Tensor, dict[str, Any]] = {}
-        self._room: dict[Any, list[Array]] = {}
-        super().__init__(params, **defaults)
-
-    def buffers(self, group: Mapping[str, Any]) -> dict[str, float]:
-        "What is remembered for each element of a parameter, and where it starts."
-        return {}
-
-    def update(self, p: Tensor, g: Array, group: dict[str, Any], state: dict[str, Any]) -> None:
-        "Write new values into `p.data`; `state` is what is remembered about `p`."
-        raise NotImplementedError
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Change every parameter that has a gradient; returns what `closure()` returned, if given.
-
-        Raises OptimizerError, and then nothing has changed.
-        """
-        loss = None
-        if closure is not None:
-            with enable_grad():
-                loss = closure()
-        jobs = [
-            (p, g, group, self.state_of(p, group)) for group, p, g in list(self.with_gradients())
-        ]
-        for _, _, _, state in jobs:
-            state["step"] += 1
-        self.work(jobs)
-        for p, *_ in jobs:
-            overwritten(p)
-        return loss
-
-    def work(self, jobs: list[Job]) -> None:
-        "Update the parameters, one after the other."
-        for job in jobs:
-            self.update(*job)
-
-    def with_gradients(self) -> Iterator[tuple[dict[str, Any], Tensor, Array]]:
-        "Each parameter that has a gradient, with its group and the gradient's array, checked."
-        for group in self.param_groups:
-            if not 0 <= group["lr"] < inf:
-                raise OptimizerError(f"{self.name}: lr={group['lr']!r}; a finite number is needed")
-            for k, p in enumerate(group["params"]):
-                if p.grad is None:
-                    continue
-                g = p.grad.data
-                if g.shape != p.shape or g.dtype != p.dtype:
-                    raise OptimizerError(
-                        f"{self.name}: {label(group, k)} has shape {p.shape} and dtype {p.dtype},"
-                        f" its gradient {g.shape} and {g.dtype}"
-                    )
-                namespace(p.data, g)  # raises DeviceError if they are apart
-                yield group, p, g
-
-    def state_of(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-        "What is remembered about `p`; buffers are made when they are first needed."
-        if not writable(p.data):
-            p.data = p.data.copy(order="C")
-        state = self.state.setdefault(p, {"step": 0})
-        for name, start in self.buffers(group).items():
-            if name not in state:
-                state[name] = namespace(p.data).full_like(p.data, start)
-        return state
-
-    def room(self, like: Array, *sizes: int, worker: int = 0) -> list[Array]:
-        "Scratch arrays of these sizes, of dtype and device of `like`: the same memory every time."
-        kept = self._room.setdefault((worker, like.dtype, device_of(like)), [])
-        for k, n in enumerate(sizes):
-            if k == len(kept) or kept[k].size < n:
-                kept[k : k + 1] = [namespace(like).empty(n, dtype=like.dtype)]
-        return [array[:n] for array, n in zip(kept, sizes)]
-
-    def state_dict(self) -> dict[str, Any]:
-        "Everything needed to go on later: plain numbers, lists and NumPy arrays, all copied."
-        order = {id(p): k for k, p in enumerate(self.parameters())}
-        groups = []
-        for group in self.param_groups:
-            saved = {k: v for k, v in group.items() if k != "params"}
-            groups.append(saved | {"params": [order[id(p)] for p in group["params"]]})
-        state = {order[id(p)]: saved_copy(s) for p, s in self.state.items()}
-        return {"state": dict(sorted(state.items())), "param_groups": groups}
-
-    def parameters(self) -> list[Tensor]:
-        "The parameters of all groups, in order."
-        return [p for group in self.param_groups for p in group["params"]]
-
-    def shape_of(self, name: str, p: Tensor) -> tuple[int, ...]:
-        "The shape of what is remembered about `p` under this name."
-        return p.shape
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        "Go on from what `state_dict()` gave. Raises OptimizerError, and then nothing has changed."
-        options = checked_groups(self, saved)
-        state = checked_state(self, saved)
-        for group, loaded in zip(self.param_groups, options):
-            group.update(loaded)
-        self.state = state
-
-# %% ../../nbs/14_optim.ipynb #f9ee3f1d
-def saved_copy(state: Mapping[str, Any]) -> dict[str, Any]:
-    "What is remembered about one parameter, with arrays copied to the CPU."
-    return {
-        k: v if isinstance(v, int | float | list) else to_numpy(v).copy() for k, v in state.items()
-    }
-
-
-def checked_groups(optimizer: Optimizer, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
+def checked_groups(memory: Memory, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
     "The saved options of each group. Raises OptimizerError."
-    who, own = f"{optimizer.name}: load_state_dict", optimizer.param_groups
+    who, own = f"{memory.name}: load_state_dict", memory.param_groups
     try:
         sizes = [len(group["params"]) for group in saved["param_groups"]]
         saved["state"].items()
@@ -311,42 +200,143 @@ def checked_groups(optimizer: Optimizer, saved: Mapping[str, Any]) -> list[dict[
             if a != b:
                 raise OptimizerError(f"{who}: {a!r} stands where {b!r} does here")
         options.append({k: v for k, v in group.items() if k not in ("params", "param_names")})
-        unknown = sorted(options[-1].keys() - {*optimizer.defaults, *EXTRA})
-        if unknown:
-            raise OptimizerError(f"{who}: {optimizer.name} has no options {unknown}")
+        if unknown := sorted(options[-1].keys() - {*memory.defaults, *EXTRA}):
+            raise OptimizerError(f"{who}: {memory.name} has no options {unknown}")
         check_options({k: v for k, v in options[-1].items() if k != "lr"}, who)
     return options
 
 
-def checked_state(
-    optimizer: Optimizer, saved: Mapping[str, Any]
-) -> dict[Tensor, dict[str, Any]]:
+def checked_state(memory: Memory, saved: Mapping[str, Any]) -> dict[Tensor, dict[str, Any]]:
     "What was remembered about each parameter, copied to where it is. Raises OptimizerError."
-    places = [(group, k) for group in optimizer.param_groups for k in range(len(group["params"]))]
-    found = {}
+    who, found = f"{memory.name}: load_state_dict", {}
+    places = [(group, k) for group in memory.param_groups for k in range(len(group["params"]))]
     for index, values in saved["state"].items():
         if not 0 <= int(index) < len(places):
-            last = len(places) - 1
-            raise OptimizerError(f"{optimizer.name}: a state of parameter {index}; the last is {last}")
+            raise OptimizerError(f"{who}: of parameter {index}, but there are {len(places)}")
         group, k = places[int(index)]
         p = group["params"][k]
         found[p] = {name: as_saved(value, p.dtype, p.device) for name, value in values.items()}
         for name, value in found[p].items():
-            shape = getattr(value, "shape", None)
-            if shape not in (None, wanted := optimizer.shape_of(name, p)):
-                raise OptimizerError(
-                    f"{optimizer.name}: load_state_dict: {name} of {label(group, k)} has shape"
-                    f" {shape}, not {wanted}"
-                )
+            shape, wanted = getattr(value, "shape", None), memory.shape_of(name, p)
+            if shape not in (None, wanted):
+                what = f"{name} of {label(group, k)}"
+                raise OptimizerError(f"{who}: {what} has shape {shape}, not {wanted}")
     return found
 
+# %% ../../nbs/14_optim.ipynb #f28e6500
+class Memory(Groups):
+    """Groups, and what is remembered about each parameter: arrays of its shape, and numbers.
 
-def as_saved(value: Any, dtype: Any, device: Any) -> Any:
-    "A plain number as it is, an array or a tensor copied to `device`."
-    if isinstance(value, int | float | list):
-        return value
-    array = value.data if isinstance(value, Tensor) else value
-    return transfer(to_numpy(array).astype(dtype), device)
+    `state_dict()` and `load_state_dict()` carry it over to another run.
+    """
+
+    def __init__(self, params: Params, **defaults: Any) -> None:
+        self.state: dict[Tensor, dict[str, Any]] = {}
+        super().__init__(params, **defaults)
+
+    def buffers(self, group: Mapping[str, Any]) -> dict[str, float]:
+        "The names of the arrays for each parameter, and what they are filled with at first."
+        return {}
+
+    def shape_of(self, name: str, p: Tensor) -> tuple[int, ...]:
+        "The shape of what is remembered about `p` under this name."
+        return p.shape
+
+    def state_of(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+        "What is remembered about `p`; made when it is first asked for."
+        state = self.state.setdefault(p, {"step": 0})
+        for name, start in self.buffers(group).items():
+            if name not in state:
+                state[name] = namespace(p.data).full_like(p.data, start)
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        "Everything needed to go on later: plain numbers, lists and NumPy arrays, all copied."
+        order = [p for group in self.param_groups for p in group["params"]]
+        index = {id(p): k for k, p in enumerate(order)}
+        groups = []
+        for group in self.param_groups:
+            options = {k: v for k, v in group.items() if k != "params"}
+            groups.append(options | {"params": [index[id(p)] for p in group["params"]]})
+        state = {
+            k: {name: as_saved(v, p.dtype, "cpu") for name, v in self.state[p].items()}
+            for k, p in enumerate(order)
+            if p in self.state
+        }
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        "Go on from what `state_dict()` gave. Raises OptimizerError, and then nothing has changed."
+        options, state = checked_groups(self, saved), checked_state(self, saved)
+        for group, loaded in zip(self.param_groups, options):
+            group.update(loaded)
+        self.state = state
+
+# %% ../../nbs/14_optim.ipynb #753c7627
+Job = tuple[Tensor, Array, dict[str, Any], dict[str, Any]]  # parameter, gradient, group, state
+
+
+def writable(array: Array) -> bool:
+    "Whether an array lies row by row, in memory that may be written into."
+    return bool(array.flags.c_contiguous and getattr(array.flags, "writeable", True))
+
+
+class Optimizer(Memory):
+    "What changes parameters, in place; a kind of optimiser says how in `update`."
+
+    def __init__(self, params: Params, **defaults: Any) -> None:
+        self._room: dict[Any, list[Array]] = {}
+        super().__init__(params, **defaults)
+
+    def update(self, p: Tensor, g: Array, group: dict[str, Any], state: dict[str, Any]) -> None:
+        "Write new values into `p.data`, given the gradient."
+        raise NotImplementedError
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Change every parameter that has a gradient; returns what `closure()` returned, if given.
+
+        Raises OptimizerError if a gradient doesn't fit, and then nothing has changed.
+        """
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        jobs = list(self.jobs())
+        for p, _, _, state in jobs:
+            p.data = p.data if writable(p.data) else p.data.copy(order="C")
+            state["step"] += 1
+        self.work(jobs)
+        for p, *_ in jobs:
+            overwritten(p)
+        return loss
+
+    def jobs(self) -> Iterator[Job]:
+        "The parameters with a gradient, and what belongs to them. Raises OptimizerError."
+        for group in self.param_groups:
+            if not 0 <= group["lr"] < inf:
+                raise OptimizerError(f"{self.name}: lr={group['lr']!r}; a finite number is needed")
+            for k, p in enumerate(group["params"]):
+                if p.grad is None:
+                    continue
+                g = p.grad.data
+                if g.shape != p.shape or g.dtype != p.dtype:
+                    what = f"{self.name}: {label(group, k)} has shape {p.shape} and {p.dtype}"
+                    raise OptimizerError(f"{what}, its gradient {g.shape} and {g.dtype}")
+                namespace(p.data, g)  # raises DeviceError if they are apart
+                yield p, g, group, self.state_of(p, group)
+
+    def work(self, jobs: list[Job]) -> None:
+        "Update the parameters, one after the other."
+        for job in jobs:
+            self.update(*job)
+
+    def room(self, like: Array, *sizes: int, worker: int = 0) -> list[Array]:
+        "Scratch arrays of these sizes, of dtype and device of `like`: the same memory every time."
+        kept = self._room.setdefault((worker, like.dtype, device_of(like)), [])
+        for k, n in enumerate(sizes):
+            if k == len(kept) or kept[k].size < n:
+                kept[k : k + 1] = [namespace(like).empty(n, dtype=like.dtype)]
+        return [array[:n] for array, n in zip(kept, sizes)]
 
 # %% ../../nbs/14_optim.ipynb #2854a4b0
 PIECE = 1 << 18  # elements; see the measurements on the page
@@ -406,7 +396,7 @@ def in_parallel(run: Callable[[Iterator[Any], int], None], todo: Iterable[Any], 
         for other in others:
             other.result()
 
-# %% ../../nbs/14_optim.ipynb #59a0f996
+# %% ../../nbs/14_optim.ipynb #3651d30f
 def with_decay(xp: Any, p: Array, g: Array, decay: float, s: Array) -> Array:
     "The gradient of the loss plus `decay / 2 * (p * p).sum()`, in `s`; `g` itself if it is 0."
     if not decay:
@@ -429,12 +419,7 @@ class SGD(Elementwise):
         nesterov: bool = False,
     ) -> None:
         super().__init__(
-            params,
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
+            params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov
         )
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
@@ -467,7 +452,7 @@ class SGD(Elementwise):
 
         return change
 
-# %% ../../nbs/14_optim.ipynb #a9e43a44
+# %% ../../nbs/14_optim.ipynb #c4b0680e
 class Adagrad(Elementwise):
     "Steps divided by the root of all squared gradients so far (Duchi, Hazan, Singer 2011)."
 
@@ -481,12 +466,7 @@ class Adagrad(Elementwise):
         eps: float = 1e-10,
     ) -> None:
         super().__init__(
-            params,
-            lr=lr,
-            lr_decay=lr_decay,
-            weight_decay=weight_decay,
-            initial_accumulator_value=initial_accumulator_value,
-            eps=eps,
+            params, lr=lr, lr_decay=lr_decay, weight_decay=weight_decay, initial_accumulator_value=initial_accumulator_value, eps=eps
         )
 
     def buffers(self, group: Mapping[str, Any]) -> dict[str, float]:
@@ -508,7 +488,7 @@ class Adagrad(Elementwise):
 
         return change
 
-# %% ../../nbs/14_optim.ipynb #95bae3f0
+# %% ../../nbs/14_optim.ipynb #da6e88a9
 class RMSprop(Elementwise):
     "Steps divided by the root of a fading mean of squared gradients (Hinton 2012)."
 
@@ -523,13 +503,8 @@ class RMSprop(Elementwise):
         centered: bool = False,
     ) -> None:
         super().__init__(
-            params,
-            lr=lr,
-            alpha=alpha,
-            eps=eps,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            centered=centered,
+            params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay,
+            momentum=momentum, centered=centered,
         )
 
     def buffers(self, group: Mapping[str, Any]) -> dict[str, float]:
