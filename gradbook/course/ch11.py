@@ -32,7 +32,7 @@ class ParameterCount(Exercise):
     id, stars, minutes = "11.1", 1, 5
     function = "parameter_count"
     hints = (
-        "`itertools.pairwise(sizes)` gives the two widths of each layer.",
+        "`itertools.pairwise(widths)` gives the two widths of each layer.",
         "A layer has a number for each pair of an input and an output, and one for each output.",
     )
 
@@ -42,20 +42,20 @@ class ParameterCount(Exercise):
         yield ([4, 4, 4, 4],)
         yield ([1, 100, 1],)
 
-    def solution(sizes):
-        return sum(n_in * n_out + n_out for n_in, n_out in pairwise(sizes))
+    def solution(widths):
+        return sum(n_in * n_out + n_out for n_in, n_out in pairwise(widths))
 
-    def wrong_no_biases(sizes):
+    def wrong_no_biases(widths):
         "These are the weights. Each output has a bias, too."
-        return sum(n_in * n_out for n_in, n_out in pairwise(sizes))
+        return sum(n_in * n_out for n_in, n_out in pairwise(widths))
 
-    def wrong_bias_of_inputs(sizes):
+    def wrong_bias_of_inputs(widths):
         "A bias belongs to each output of a layer, not to each input."
-        return sum(n_in * n_out + n_in for n_in, n_out in pairwise(sizes))
+        return sum(n_in * n_out + n_in for n_in, n_out in pairwise(widths))
 
-    def wrong_one_bias(sizes):
+    def wrong_one_bias(widths):
         "Each output has a bias of its own; this counts one for each layer."
-        return sum(n_in * n_out + 1 for n_in, n_out in pairwise(sizes))
+        return sum(n_in * n_out + 1 for n_in, n_out in pairwise(widths))
 
 # %% ../../nbs/11_module.ipynb #10f70dd8
 def bell() -> tuple[Tensor, Tensor]:
@@ -226,8 +226,8 @@ class LoadMatching(Exercise):
     )
 
     def run(answer, sizes, others):
-        module, given = dense(sizes, 1), dense(others, 2).state_dict()
-        left = answer(module, given)
+        module, entries = dense(sizes, 1), dense(others, 2).state_dict()
+        left = answer(module, entries)
         return left, {name: value.tolist() for name, value in module.state_dict().items()}
 
     def cases():
@@ -236,34 +236,34 @@ class LoadMatching(Exercise):
         yield (2, 3, 3, 1), (5, 3, 3)
         yield (3, 2), (3, 2)
 
-    def solution(module, state):
+    def solution(module, given):
         own = module.state_dict()
-        fits = {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+        fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
         module.load_state_dict(fits, strict=False)
         return sorted(own.keys() - fits.keys())
 
-    def wrong_not_strict(module, state):
+    def wrong_not_strict(module, given):
         "`strict=False` forgives names, but no wrong shape: then nothing is loaded."
-        return sorted(module.load_state_dict(state, strict=False).missing_keys)
+        return sorted(module.load_state_dict(given, strict=False).missing_keys)
 
-    def wrong_only_names(module, state):
+    def wrong_only_names(module, given):
         "Names that are in both are reported as loaded, though the shape of some didn't fit."
         own = module.state_dict()
-        fits = {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+        fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
         module.load_state_dict(fits, strict=False)
-        return sorted(own.keys() - state.keys())
+        return sorted(own.keys() - given.keys())
 
-    def wrong_what_was_loaded(module, state):
+    def wrong_what_was_loaded(module, given):
         "These are the names that were loaded. Asked for are those that were not."
         own = module.state_dict()
-        fits = {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+        fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
         module.load_state_dict(fits, strict=False)
         return sorted(fits)
 
-    def wrong_into_a_copy(module, state):
+    def wrong_into_a_copy(module, given):
         "`state_dict()` is a copy. Changing it doesn't change the module."
         own = module.state_dict()
-        fits = {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+        fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
         own.update(fits)
         return sorted(own.keys() - fits.keys())
 
