@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+import gradbook.nn.losses  # with those of chapter 11
 import gradbook.tensor.ops  # noqa: F401  (all primitives, all methods)
 from gradbook.tensor import core, transforms
 from gradbook.tensor.backend import using
