@@ -17,7 +17,7 @@ class Writer(Exercise):
     id, stars, minutes = "13.1", 1, 10
     function = "as_idx"
     hints = (
-        "`array.dtype.name` is a key for the code: `{\"uint8\": 8, \"int32\": 12, \"float32\": 13}`.",
+        "`array.dtype.name` is a key for the code: `{\"uint8\": 8, \"int32\": 12, ...}`.",
         "`struct.pack(\">2I\", 3, 4)` gives two big-endian numbers of four bytes.",
         "`array.astype(array.dtype.newbyteorder(\">\")).tobytes()` are its numbers, big-endian.",
     )
@@ -76,7 +76,7 @@ class BestFilter(Exercise):
     id, stars, minutes = "13.2", 2, 20
     function = "best_filter"
     hints = (
-        "First a function for what filter `kind` stores: the byte minus its prediction, modulo 256.",
+        "First write what filter `kind` stores: the byte minus its prediction, modulo 256.",
         "A stored byte of 255 is −1: its absolute value is `min(byte, 256 - byte)`.",
         "`min(range(5), key=...)` takes the first of several smallest.",
     )
@@ -214,7 +214,7 @@ questions = Quiz(
         right="it read the four bytes in the wrong order",
         because="2051 is 00 00 08 03; from the other end that is 03 08 00 00, or 50,855,936",
         wrong={
-            "the file is corrupt": "the bytes are right; they were put together the wrong way round",
+            "the file is corrupt": "the bytes are right, but in the wrong order",
             "it read eight bytes instead of four": "that would give a far larger number",
             "it read a signed number as an unsigned one": "2051 is positive in both",
         },

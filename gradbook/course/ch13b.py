@@ -248,7 +248,7 @@ questions = Quiz(
         },
     ),
     Question(
-        "`DataLoader(ds, num_workers=4)` gives the same batches as without workers, but slower. Why?",
+        "With `num_workers=4` an array of MNIST is loaded *slower* than without workers. Why?",
         right="a batch is gathered faster than it is carried between processes",
         because="workers pay where an example takes long: files, pictures, augmentation",
         wrong={
