@@ -45,7 +45,7 @@ __all__ = ['TensorDataset', 'MNIST', 'FASHION', 'CIFAR_BATCHES', 'CIFAR10', 'SHA
            'breast_cancer', 'csv_file', 'npz_file', 'ImageFolder', 'Entry', 'entry_of', 'catalog', 'get', 'verify',
            'load']
 
-# %% ../../nbs/13_data.ipynb #c5a66916
+# %% ../../nbs/13_data.ipynb #676b8381
 class ArrayDataset:
     """Examples in arrays whose first axes go together: `ds[i]` is one, `ds[indices]` are many.
 
@@ -74,7 +74,7 @@ class ArrayDataset:
 
 TensorDataset = ArrayDataset
 
-
+# %% ../../nbs/13_data.ipynb #b8ef4675
 class Subset:
     "Some examples of a data set, by their numbers."
 
@@ -297,7 +297,7 @@ NAMES = Source(
 )
 SOURCES = {s.name: s for s in (MNIST, FASHION, CIFAR10, SHAKESPEARE, NAMES)}
 
-# %% ../../nbs/13_data.ipynb #c4fc860f
+# %% ../../nbs/13_data.ipynb #b9db8851
 @dataclass(frozen=True)
 class Found:
     "Where the files of a set are; `whole` if it is the set as published."
@@ -324,7 +324,7 @@ def look(
     whole = len(best) == len(wanted)
     return Found(place, best, source.files, whole) if whole or (best and source.partial) else None
 
-
+# %% ../../nbs/13_data.ipynb #ec47ff2e
 def packaged(source: Source, wanted: Sequence[str]) -> Found:
     "What comes with the package; raises DataFileError if that is nothing."
     if not source.subset:
@@ -333,7 +333,7 @@ def packaged(source: Source, wanted: Sequence[str]) -> Found:
     paths = {part: base / source.subset[part].names[0] for part in wanted}
     return Found("package", paths, source.subset, whole=False)
 
-# %% ../../nbs/13_data.ipynb #09dee621
+# %% ../../nbs/13_data.ipynb #9e8e54f2
 UNREACHABLE: set[str] = set()  # sources that could not be fetched, so that we don't try twice
 TOLD: set[str] = set()
 
@@ -348,7 +348,7 @@ def cache_folder() -> Path:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "gradbook" / "data"
 
-
+# %% ../../nbs/13_data.ipynb #5051f5ac
 def fetch(
     source: Source, wanted: Sequence[str], report: Report | None = None, **patience: Any
 ) -> None:
@@ -431,7 +431,7 @@ def locate(
     tell(f"{source.name}: {source.subset_is} ({why}); gradbook data get {source.name} fetches all")
     return packaged(source, wanted)
 
-# %% ../../nbs/13_data.ipynb #4f2435e0
+# %% ../../nbs/13_data.ipynb #0031957d
 CLOTHES = (
     *("T-shirt", "trousers", "pullover", "dress", "coat"),
     *("sandal", "shirt", "trainer", "bag", "ankle boot"),
@@ -452,7 +452,7 @@ def scaled(images: np.ndarray[Any, Any], dtype: Any, top: int = 255) -> np.ndarr
     "Bytes as they are, or fractions of `top`."
     return images if dtype is None else np.divide(images, top, dtype=as_dtype(dtype))
 
-
+# %% ../../nbs/13_data.ipynb #c2324194
 def idx_set(
     source: Source, split: str, dtype: Any, classes: Sequence[str], where: Mapping[str, Any]
 ) -> ArrayDataset:
@@ -495,7 +495,7 @@ def fashion_mnist(
     where = {"folder": folder, "download": download, "subset": subset}
     return idx_set(FASHION, split, dtype, CLOTHES, where)
 
-# %% ../../nbs/13_data.ipynb #ccacb8ff
+# %% ../../nbs/13_data.ipynb #10cf1dbf
 def cifar_sheet(path: Path) -> np.ndarray[Any, Any]:
     "A PNG of 10,000 rows, an image each, and the labels beside it, in the order of a .bin."
     split, number = ("test", 1) if path.stem == "test_batch" else ("train", int(path.stem[-1]))
@@ -513,7 +513,7 @@ def cifar_sheet(path: Path) -> np.ndarray[Any, Any]:
     planes = sheet.transpose(0, 2, 1).reshape(10_000, 3072)
     return np.column_stack([labels, planes])
 
-
+# %% ../../nbs/13_data.ipynb #cd70e4c6
 def cifar_batch(path: Path, file: File) -> np.ndarray[Any, Any]:
     "The rows of one file: label, red, green, blue. Raises DataFileError."
     if path.suffix != ".png":
@@ -577,7 +577,7 @@ def names(
     parts = {"val": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
     return found if split == "all" else [found[i] for i in parts[split]]
 
-# %% ../../nbs/13_data.ipynb #6c0d41d1
+# %% ../../nbs/13_data.ipynb #e87dd22c
 def digits(split: str = "all", *, dtype: Any = None) -> ArrayDataset:
     "1,797 small digits `(n, 8, 8)`, from 0 to 16, and labels; the splits are those of chapter 4."
     parts = dict(zip(("train", "val", "test"), samples.digits_split())) | {
@@ -590,7 +590,7 @@ def digits(split: str = "all", *, dtype: Any = None) -> ArrayDataset:
         scaled(images, dtype, 16), np.array(labels)[chosen], classes=tuple("0123456789")
     )
 
-
+# %% ../../nbs/13_data.ipynb #6c295256
 def moons(n: int = 100, noise: float = 0.1, seed: int = 0) -> ArrayDataset:
     "Points `(n, 2)` on two half circles that reach into each other, and the arc of each."
     points, labels = samples.two_moons(n, noise, seed)
@@ -617,7 +617,7 @@ def breast_cancer() -> ArrayDataset:
         rows[:, :-1].astype("float32"), rows[:, -1].astype("int64"), classes=("malignant", "benign")
     )
 
-# %% ../../nbs/13_data.ipynb #ef7e5f63
+# %% ../../nbs/13_data.ipynb #6d660095
 def csv_file(
     path: Place,
     target: str | int = -1,
@@ -642,7 +642,7 @@ def csv_file(
     classes = table.words.get(table.names[place], ())
     return ArrayDataset(x.astype("float32"), y.astype(kind), classes=classes)
 
-
+# %% ../../nbs/13_data.ipynb #2c8df22d
 def npz_file(path: Place, names: Sequence[str] = ()) -> ArrayDataset:
     "Arrays of a .npz as examples, in the order of `names`, or all. Raises DataFileError."
     arrays = read_npz(path)
@@ -653,7 +653,7 @@ def npz_file(path: Place, names: Sequence[str] = ()) -> ArrayDataset:
     except ValueError as error:
         raise DataFileError(path, str(error)) from None
 
-
+# %% ../../nbs/13_data.ipynb #3277ff7a
 class ImageFolder:
     "PNG images in a folder for each class, read when asked for: `ds[i]` is (image, label)."
 
@@ -685,7 +685,7 @@ class ImageFolder:
 
 image_folder = ImageFolder
 
-# %% ../../nbs/13_data.ipynb #9254da1e
+# %% ../../nbs/13_data.ipynb #fd5d46d3
 @dataclass(frozen=True)
 class Entry:
     'What the catalogue knows of a set; `state` is a place, "package (part)" or "not here".'
@@ -747,7 +747,7 @@ def entry_of(source: Source) -> Entry:
     size = sum(file.size for file in source.files.values())
     return Entry(source.name, source.about, source.shapes, source.licence, state, where, size)
 
-
+# %% ../../nbs/13_data.ipynb #513f84dd
 def catalog() -> list[Entry]:
     "All sets that can be had by name, and where each of them is."
     entries = {s.name: entry_of(s) for s in SOURCES.values()} | {e.name: e for e in SMALL}

@@ -24,10 +24,11 @@ from .formats import Decoded, Place
 from ..scalar.samples import DataFileError
 
 # %% auto #0
-__all__ = ['CHUNK', 'AGAIN', 'Report', 'DownloadError', 'NotNow', 'opener', 'Transfer', 'locked', 'fingerprint', 'is_sound',
-           'silent', 'download', 'show', 'Stream', 'inside', 'copy_member', 'unpack_tar', 'unpack_zip', 'unpack']
+__all__ = ['CHUNK', 'AGAIN', 'Report', 'DownloadError', 'NotNow', 'opener', 'ask', 'Transfer', 'locked', 'fingerprint',
+           'is_sound', 'silent', 'download', 'show', 'Stream', 'inside', 'copy_member', 'unpack_tar', 'unpack_zip',
+           'unpack']
 
-# %% ../../nbs/13_data.ipynb #863964ba
+# %% ../../nbs/13_data.ipynb #8bc84505
 CHUNK = 2**16
 AGAIN = {408, 425, 429, 500, 502, 503, 504}  # the answers that mean: not now
 Report = Callable[[int, "int | None"], object]  # bytes so far, and of how many if that is known
@@ -40,16 +41,17 @@ class DownloadError(RuntimeError):
 class NotNow(Exception):
     "An attempt failed, and another one may succeed."
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
+    def __init__(self, reason: str, wait: float = 0.0, code: int = 0) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.code = wait, code  # how long the server asks us to wait; its answer
 
 
 def opener() -> urllib.request.OpenerDirector:
     "What opens http and https, and nothing else, through the proxy of the environment if any."
     made = urllib.request.OpenerDirector()
+    proxies = {k: v for k, v in urllib.request.getproxies().items() if k in ("http", "https")}
+    made.add_handler(urllib.request.ProxyHandler(proxies))
     for handler in (
-        urllib.request.ProxyHandler,
         urllib.request.UnknownHandler,
         urllib.request.HTTPHandler,
         urllib.request.HTTPSHandler,
@@ -60,7 +62,29 @@ def opener() -> urllib.request.OpenerDirector:
         made.add_handler(handler())
     return made
 
+# %% ../../nbs/13_data.ipynb #27f634b3
+def ask(url: str, have: int, version: str, timeout: float) -> Any:
+    """The answer to a request for all bytes from `have` on, of this version if one is known.
 
+    Raises DownloadError, and NotNow where another attempt may help.
+    """
+    headers = {"User-Agent": "gradbook", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        headers |= {"If-Range": version} if version else {}
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        return opener().open(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        with error:
+            reason = f"the server answers {error.code} {error.reason}"
+            wait = error.headers["Retry-After"] or ""
+        if error.code not in AGAIN and not (have and error.code == 416):
+            raise DownloadError(f"{url}: {reason}") from None
+        pause = min(float(wait), 60) if wait.isdecimal() else 0
+        raise NotNow(reason, pause, error.code) from None
+
+# %% ../../nbs/13_data.ipynb #795f877e
 class Transfer:
     "The way of a file to us: it may take several attempts."
 
@@ -71,32 +95,19 @@ class Transfer:
         self.timeout, self.report = timeout, report
         self.version = ""  # what the server calls this state of the file
 
-    def ask(self, have: int) -> Any:
-        "The answer to a request for all bytes from `have` on. Raises DownloadError, NotNow."
-        headers = {"User-Agent": "gradbook", "Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
-            headers |= {"If-Range": self.version} if self.version else {}
-        request = urllib.request.Request(self.url, headers=headers)
-        try:
-            return opener().open(request, timeout=self.timeout)
-        except urllib.error.HTTPError as error:
-            with error:
-                reason = f"the server answers {error.code} {error.reason}"
-                wait = error.headers["Retry-After"] or ""
-            if have and error.code == 416:
-                self.file.truncate(0)  # it has fewer bytes than we
-            elif error.code not in AGAIN:
-                raise DownloadError(f"{self.url}: {reason}") from None
-            raise NotNow(reason, min(float(wait), 60) if wait.isdecimal() else 0) from None
-
     def attempt(self) -> None:
         """Add to the file what is missing.
 
         Raises DownloadError, and NotNow or OSError where another attempt may help.
         """
         have = self.file.seek(0, os.SEEK_END)
-        with self.ask(have) as answer:
+        try:
+            answer = ask(self.url, have, self.version, self.timeout)
+        except NotNow as error:
+            if error.code == 416:
+                self.file.truncate(0)  # the server has fewer bytes than we
+            raise
+        with answer:
             self.version = answer.headers["ETag"] or answer.headers["Last-Modified"] or ""
             part = answer.headers["Content-Range"] or ""
             if have and not (answer.status == 206 and part.startswith(f"bytes {have}-")):
@@ -114,7 +125,7 @@ class Transfer:
             if total is not None and have < total:
                 raise NotNow(f"the line dropped after {have:,} of {total:,} bytes")
 
-# %% ../../nbs/13_data.ipynb #28a7d6f6
+# %% ../../nbs/13_data.ipynb #06860561
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[BinaryIO]:
     "A file to read and extend, for one process at a time (on Windows without a lock)."
@@ -130,7 +141,7 @@ def locked(path: Path) -> Iterator[BinaryIO]:
             yield file
             return
 
-
+# %% ../../nbs/13_data.ipynb #5c1d9f61
 def fingerprint(path: Place, limit: int) -> str:
     "The sha256 of the unpacked content. Raises DataFileError."
     source = Decoded(path, limit)
@@ -230,7 +241,7 @@ def show(name: str) -> Report:
 
     return report
 
-# %% ../../nbs/13_data.ipynb #b583ca07
+# %% ../../nbs/13_data.ipynb #0a906219
 class Stream:
     "The unpacked content of a file, for programs that want to `read` it."
 
@@ -248,7 +259,7 @@ class Stream:
             self.ahead = self.ahead[wanted:]
         return bytes(found)
 
-
+# %% ../../nbs/13_data.ipynb #e73715a1
 def inside(folder: Path, name: str) -> Path:
     "Where a member of an archive goes; raises ValueError if that is outside the folder."
     parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -256,7 +267,7 @@ def inside(folder: Path, name: str) -> Path:
         raise ValueError(f"member {name!r} would be written outside the folder")
     return folder.joinpath(*parts)
 
-
+# %% ../../nbs/13_data.ipynb #aabb240e
 def copy_member(source: Any, size: int, target: Path, room: int) -> int:
     "Write one member to a new file; returns the room that is left. Raises ValueError, OSError."
     if size > room:
@@ -268,7 +279,7 @@ def copy_member(source: Any, size: int, target: Path, room: int) -> int:
             raise ValueError(f"member {target.name!r} has {file.tell():,} of {size:,} bytes")
     return room - size
 
-# %% ../../nbs/13_data.ipynb #926877c0
+# %% ../../nbs/13_data.ipynb #152d12ee
 def unpack_tar(path: Place, folder: Path, room: int) -> None:
     source = Decoded(path, 2 * room + 2**20)
     stream = Stream(source)
@@ -298,7 +309,7 @@ def unpack_zip(path: Place, folder: Path, room: int) -> None:
             else:
                 raise ValueError(f"member {member.filename!r} is no plain file")
 
-
+# %% ../../nbs/13_data.ipynb #d7320e16
 def unpack(
     path: str | os.PathLike[str], folder: str | os.PathLike[str], limit: int = 2**30
 ) -> Path:

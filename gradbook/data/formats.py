@@ -29,7 +29,7 @@ __all__ = ['Place', 'CHUNK', 'LIMIT', 'MEMORY', 'GZIP', 'XZ', 'IDX', 'AXES', 'PN
            'png_shape', 'png_rows', 'palette_of', 'read_png', 'Table', 'number_in', 'column_of', 'text_lines',
            'decoded_line', 'Columns', 'columns_of', 'read_csv', 'npy_shape', 'read_npz', 'read_text']
 
-# %% ../../nbs/13_data.ipynb #54f220b8
+# %% ../../nbs/13_data.ipynb #265d6a83
 Place: TypeAlias = "str | os.PathLike[str] | Traversable"
 CHUNK = 2**16
 LIMIT = 2**30  # the most that one file may hold, unpacked, unless the caller says otherwise
@@ -47,7 +47,7 @@ def opened(path: Place) -> IO[bytes]:
     except OSError as error:
         raise DataFileError(path, f"can't be opened ({error.strerror or error})") from None
 
-
+# %% ../../nbs/13_data.ipynb #f8a00345
 def unpacked(file: IO[bytes], magic: bytes) -> Iterator[bytes]:
     "The content of a .gz or .xz, at most CHUNK bytes at a time. Raises ValueError."
     ahead = b""
@@ -71,7 +71,7 @@ def unpacked(file: IO[bytes], magic: bytes) -> Iterator[bytes]:
             yield piece
         ahead = machine.unused_data
 
-
+# %% ../../nbs/13_data.ipynb #43e108c1
 def chunks(path: Place) -> Iterator[bytes]:
     "The content of a file, unpacked if it is a .gz or .xz, in pieces. Raises DataFileError."
     with opened(path) as file:
@@ -166,7 +166,7 @@ def read_idx(path: Place, limit: int = LIMIT, sha256: str | None = None) -> np.n
     source.end(sha256)
     return np.frombuffer(numbers, kind).reshape(shape).astype(kind.newbyteorder("="), copy=False)
 
-# %% ../../nbs/13_data.ipynb #2a6e2fff
+# %% ../../nbs/13_data.ipynb #91ba7fe9
 def paeth(a: int, b: int, c: int) -> int:
     "Whichever of left, above and above left is nearest to a + b - c; in doubt in that order."
     to_a, to_b, to_c = abs(b - c), abs(a - c), abs(a + b - 2 * c)
@@ -174,7 +174,7 @@ def paeth(a: int, b: int, c: int) -> int:
         return a
     return b if to_b <= to_c else c
 
-
+# %% ../../nbs/13_data.ipynb #2a716314
 def unfilter(kind: int, row: np.ndarray[Any, Any], above: np.ndarray[Any, Any]) -> None:
     "Undo the filter of a row `(width, channels)` in place. Raises ValueError for an unknown one."
     if kind == 1:
@@ -193,7 +193,7 @@ def unfilter(kind: int, row: np.ndarray[Any, Any], above: np.ndarray[Any, Any]) 
     elif kind:
         raise ValueError(f"filter {kind} is unknown")
 
-# %% ../../nbs/13_data.ipynb #446ac5d3
+# %% ../../nbs/13_data.ipynb #b07301fe
 PNG = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {
     0: 1,
@@ -222,7 +222,7 @@ def png_chunks(source: Decoded) -> Iterator[tuple[bytes, bytearray]]:
         yield name, data
     source.end()
 
-
+# %% ../../nbs/13_data.ipynb #960ec768
 def png_shape(source: Decoded, header: bytes | bytearray) -> tuple[int, int, int, int]:
     "Height, width, channels and colour type of an image that we can read; raises DataFileError."
     if len(header) != 13:
@@ -236,7 +236,7 @@ def png_shape(source: Decoded, header: bytes | bytearray) -> tuple[int, int, int
     sized(source, (height, width * CHANNELS[colour] + 1), 1)
     return height, width, CHANNELS[colour], colour
 
-# %% ../../nbs/13_data.ipynb #f5fc45a2
+# %% ../../nbs/13_data.ipynb #f317e60f
 def png_rows(source: Decoded, shape: tuple[int, int, int, int], packed: bytearray) -> bytearray:
     "The filtered rows, unpacked: exactly as many bytes as the shape says. Raises DataFileError."
     height, width, channels, _ = shape
@@ -253,7 +253,7 @@ def png_rows(source: Decoded, shape: tuple[int, int, int, int], packed: bytearra
         raise source.refuse(f"its pixels do not fill {height} x {width} exactly")
     return rows
 
-
+# %% ../../nbs/13_data.ipynb #419309fe
 def palette_of(source: Decoded, colours: bytearray, alpha: bytearray) -> np.ndarray[Any, Any]:
     "The table of colours, (n, 3), or (n, 4) with transparency. Raises DataFileError."
     n = len(colours) // 3
@@ -308,7 +308,7 @@ def read_png(path: Place, limit: int = LIMIT) -> np.ndarray[Any, Any]:
         return table[image[:, :, 0]]
     return image[:, :, 0] if channels == 1 else image
 
-# %% ../../nbs/13_data.ipynb #33732d4f
+# %% ../../nbs/13_data.ipynb #71e9bf3f
 LINE = 2**20  # the longest line, in bytes
 NUMBER = re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *", re.ASCII)
 
@@ -321,13 +321,13 @@ class Table:
     numbers: np.ndarray[Any, Any]
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-
+# %% ../../nbs/13_data.ipynb #4f6f2da4
 def number_in(cell: str) -> float | None:
     "The finite number that a cell holds, or None."
     value = float(cell) if NUMBER.fullmatch(cell) else math.inf
     return value if math.isfinite(value) else None
 
-
+# %% ../../nbs/13_data.ipynb #6c4daeaf
 def column_of(names: Sequence[str], wanted: str | int) -> int:
     "The place of a column, given by its name or counted from either end. Raises ValueError."
     if wanted in names:
@@ -357,7 +357,7 @@ def decoded_line(source: Decoded, line: bytes, row: int) -> str:
     except UnicodeDecodeError:
         raise DataFileError(source.path, "this is no text in UTF-8", row) from None
 
-# %% ../../nbs/13_data.ipynb #f5ad2b2d
+# %% ../../nbs/13_data.ipynb #6c404c4b
 @dataclass
 class Columns:
     "What is known while a table is read."
@@ -388,7 +388,7 @@ class Columns:
             numbers[:, k] = rank[numbers[:, k].astype(int)]
         return Table(self.names, numbers, words)
 
-
+# %% ../../nbs/13_data.ipynb #76ea9902
 def columns_of(row: list[str], header: bool, words: Collection[str | int]) -> Columns:
     "The columns that the first row tells of; raises ValueError."
     names = tuple(cell.strip() for cell in row) if header else tuple(map(str, range(len(row))))
@@ -473,7 +473,7 @@ def read_npz(path: Place, limit: int = LIMIT) -> dict[str, np.ndarray[Any, Any]]
         raise DataFileError(path, "it holds no arrays")
     return arrays
 
-
+# %% ../../nbs/13_data.ipynb #f3bbd6db
 def read_text(path: Place, limit: int = LIMIT, sha256: str | None = None) -> str:
     "A text in UTF-8, plain, .gz or .xz. Raises DataFileError."
     source, found = Decoded(path, limit), bytearray()

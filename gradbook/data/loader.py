@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,9 @@ from ..tensor.backend import DTYPES, asarray
 from ..tensor.core import Tensor, wrap
 
 # %% auto #0
-__all__ = ['SequentialSampler', 'RandomSampler', 'WeightedRandomSampler', 'collate', 'Recipe', 'as_tensors', 'DataLoader',
-           'Stowed', 'stow', 'unstow', 'bytes_in', 'WorkerError', 'answer', 'work', 'context_of', 'shared_memory',
-           'Worker', 'made_by_workers']
+__all__ = ['SequentialSampler', 'RandomSampler', 'WeightedRandomSampler', 'collate', 'Recipe', 'as_tensors', 'Position',
+           'Resumable', 'DataLoader', 'Stowed', 'stow', 'unstow', 'bytes_in', 'WorkerError', 'answer', 'work',
+           'context_of', 'shared_memory', 'Worker', 'made_by_workers']
 
 # %% ../../nbs/13b_loader.ipynb #83ba5e76
 class SequentialSampler:
@@ -97,7 +97,7 @@ def collate(examples: Sequence[Any]) -> Any:
         return asarray(list(examples), device="cpu")
     return list(examples)
 
-# %% ../../nbs/13b_loader.ipynb #3d8733ff
+# %% ../../nbs/13b_loader.ipynb #83812743
 class Recipe:
     "How a batch is made from its number and the numbers of its examples."
 
@@ -117,7 +117,7 @@ class Recipe:
             batch = self.transform(batch, self.key(epoch, number))
         return batch
 
-
+# %% ../../nbs/13b_loader.ipynb #9e52dc33
 def as_tensors(batch: Any) -> Any:
     "Arrays of numbers become tensors, without a copy; the rest stays."
     if isinstance(batch, tuple):
@@ -126,8 +126,68 @@ def as_tensors(batch: Any) -> Any:
         return wrap(batch)
     return batch
 
-# %% ../../nbs/13b_loader.ipynb #be7a55e9
-class DataLoader:
+# %% ../../nbs/13b_loader.ipynb #31ccc92e
+class Position:
+    "So many batches of an epoch are consumed."
+
+    epoch = 0
+    batch = 0
+    _used = False  # whether a loop over this epoch has begun
+    _loop = 0  # which loop has the position
+
+    def begin(self) -> int:
+        "A loop begins: with the next epoch, or where it was told to. Returns its number."
+        if self._used:
+            self.epoch, self.batch = self.epoch + 1, 0
+        self._used, self._loop = True, self._loop + 1
+        return self._loop
+
+    def move(self, loop: int, epoch: int, batch: int) -> None:
+        "A loop has consumed so many batches of an epoch."
+        if loop == self._loop:
+            self._used = epoch == self.epoch
+            self.epoch, self.batch = epoch, batch
+
+    def jump(self, epoch: int, batch: int = 0) -> None:
+        "Let the next loop begin there."
+        self.epoch, self.batch, self._used = epoch, batch, False
+        self._loop += 1
+
+    def set_epoch(self, epoch: int) -> None:
+        "Let the next loop be this epoch; if it is half done and not begun again, its rest."
+        if epoch != self.epoch or self._used:
+            self.jump(epoch)
+
+# %% ../../nbs/13b_loader.ipynb #ed5f35a7
+class Resumable(Position):
+    "A position that can be stored, for something with a seed, a data set and a length."
+
+    seed: int
+    dataset: Any
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, int]:
+        "The position: plain numbers."
+        plan = {"seed": self.seed, "examples": len(self.dataset), "batches": len(self)}
+        return {"epoch": self.epoch, "batch": self.batch, **plan}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        "Go on where `state` was taken. Raises ValueError if the order is another one."
+        own = self.state_dict()
+        if missing := own.keys() - state.keys():
+            raise ValueError(f"DataLoader: the state has no {', '.join(sorted(missing))}")
+        for name in ("seed", "examples", "batches"):
+            if state[name] != own[name]:
+                raise ValueError(f"DataLoader: {name} was {state[name]}, and is {own[name]} here")
+        epoch, batch = state["epoch"], state["batch"]
+        if not (type(epoch) is type(batch) is int and epoch >= 0 and 0 <= batch <= len(self)):
+            raise ValueError(f"DataLoader: there is no position epoch {epoch!r}, batch {batch!r}")
+        self.jump(epoch, batch)
+
+# %% ../../nbs/13b_loader.ipynb #9d579086
+class DataLoader(Resumable):
     """Batches of a data set as tuples of tensors, in an order that (seed, epoch) decides.
 
     `transform(batch, key)` is applied to each batch of arrays. With `num_workers` other processes
@@ -149,11 +209,13 @@ class DataLoader:
         transform: Callable[[Any, random.Key], Any] | None = None,
         multiprocessing_context: str | None = None,
     ) -> None:
-        if batch_size < 1 or num_workers < 0 or prefetch_factor < 1:
-            raise ValueError(
-                f"DataLoader: batch_size {batch_size}, num_workers {num_workers}, "
-                f"prefetch_factor {prefetch_factor}: must be at least 1, 0 and 1"
-            )
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("prefetch_factor", prefetch_factor, 1),
+        ):
+            if value < least:
+                raise ValueError(f"DataLoader: {name} {value}: must be at least {least}")
         if batch_sampler is not None and (sampler is not None or shuffle or drop_last):
             raise ValueError("DataLoader: batch_sampler already says all about the order")
         if sampler is not None and shuffle:
@@ -164,9 +226,6 @@ class DataLoader:
         self.num_workers, self.prefetch_factor, self.seed = num_workers, prefetch_factor, seed
         self.method = multiprocessing_context
         self.recipe = Recipe(dataset, collate_fn, transform, seed)
-        self.epoch = self.batch = 0  # the position: so many batches of this epoch were consumed
-        self._used = False  # whether a loop over this epoch has begun
-        self._loop = 0
         self._room = 0  # the largest batch so far, in bytes
 
     def __len__(self) -> int:
@@ -181,25 +240,19 @@ class DataLoader:
             return [np.asarray(batch, "int64") for batch in self.batch_sampler]
         known: Any = self.sampler
         order = known.order(epoch) if hasattr(known, "order") else np.fromiter(known, "int64")
-        n = self.batch_size
-        stop = len(order) // n * n if self.drop_last else len(order)
-        return [order[start : start + n] for start in range(0, stop, n)]
+        stop = len(self) * self.batch_size
+        return [order[k : k + self.batch_size] for k in range(0, stop, self.batch_size)]
 
     def __iter__(self) -> Iterator[Any]:
-        if self._used:
-            self.epoch, self.batch = self.epoch + 1, 0
-        self._used, self._loop = True, self._loop + 1
-        return self._batches(self.epoch, self.batch, self._loop)
+        loop = self.begin()
+        return self._batches(loop, self.epoch, self.batch)
 
-    def _batches(self, epoch: int, first: int, loop: int) -> Iterator[Any]:
-        plan = self.plan(epoch)
-        with contextlib.closing(self._made(epoch, plan, first)) as made:
+    def _batches(self, loop: int, epoch: int, first: int) -> Iterator[Any]:
+        with contextlib.closing(self._made(epoch, self.plan(epoch), first)) as made:
             for number, batch in enumerate(made, start=first):
-                if loop == self._loop:  # a newer loop has the position
-                    self.batch = number + 1
+                self.move(loop, epoch, number + 1)
                 yield as_tensors(batch)
-        if loop == self._loop:
-            self.epoch, self.batch, self._used = epoch + 1, 0, False
+        self.move(loop, epoch + 1, 0)
 
     def _made(self, epoch: int, plan: list[Any], first: int) -> Generator[Any, None, None]:
         if not self.num_workers:
@@ -215,31 +268,7 @@ class DataLoader:
                     yield batch
             first = min(stop, len(plan))
 
-    def set_epoch(self, epoch: int) -> None:
-        "Let the next loop be this epoch. A position in it, from `load_state_dict`, is kept."
-        if epoch != self.epoch or self._used:
-            self.epoch, self.batch, self._used, self._loop = epoch, 0, False, self._loop + 1
-
-    def state_dict(self) -> dict[str, int]:
-        "The position: plain numbers."
-        plan = {"seed": self.seed, "examples": len(self.dataset), "batches": len(self)}
-        return {"epoch": self.epoch, "batch": self.batch, **plan}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go on where `state` was taken. Raises ValueError if the order is another one."
-        own = self.state_dict()
-        if missing := own.keys() - state.keys():
-            raise ValueError(f"DataLoader: the state has no {', '.join(sorted(missing))}")
-        for name in ("seed", "examples", "batches"):
-            if state[name] != own[name]:
-                raise ValueError(f"DataLoader: {name} was {state[name]}, and is {own[name]} here")
-        epoch, batch = state["epoch"], state["batch"]
-        if not (type(epoch) is type(batch) is int and epoch >= 0 and 0 <= batch <= len(self)):
-            raise ValueError(f"DataLoader: there is no position epoch {epoch!r}, batch {batch!r}")
-        self.epoch, self.batch = epoch, batch
-        self._used, self._loop = False, self._loop + 1
-
-# %% ../../nbs/13b_loader.ipynb #eb79aab1
+# %% ../../nbs/13b_loader.ipynb #911adf15
 class Stowed(tuple[Any, ...]):
     "Where an array lies in shared memory: start, dtype, shape."
 
@@ -261,7 +290,7 @@ def stow(batch: Any, room: np.ndarray[Any, Any], start: int = 0) -> tuple[Any, i
         return batch, start
     return batch, start
 
-
+# %% ../../nbs/13b_loader.ipynb #9a165f29
 def unstow(small: Any, room: np.ndarray[Any, Any]) -> Any:
     "The batch again, with its arrays copied out of the shared memory."
     if isinstance(small, Stowed):
