@@ -33,10 +33,10 @@ from ..tensor.transforms import filled, jvp, vjp
 
 # %% auto #0
 __all__ = ['standardised', 'totals', 'averages', 'standardise', 'wide', 'three_terms', 'standardise_back', 'pushed_through',
-           'pulled_through', 'check_shape', 'scaled', 'per_channel', 'last_axes', 'normal_shape', 'layer_norm',
-           'rms_norm', 'group_norm', 'learned', 'LayerNorm', 'RMSNorm', 'GroupNorm', 'check_channels', 'follow',
-           'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'kept', 'dropout', 'masked', 'check_share',
-           'Dropout', 'Dropout2d']
+           'pulled_through', 'standardise_vjp', 'check_shape', 'scaled', 'per_channel', 'last_axes', 'normal_shape',
+           'layer_norm', 'rms_norm', 'group_norm', 'learned', 'LayerNorm', 'RMSNorm', 'GroupNorm', 'check_channels',
+           'follow', 'by_running', 'by_batch', 'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'kept',
+           'dropout', 'masked', 'check_share', 'Dropout', 'Dropout2d']
 
 # %% ../../nbs/16_norm.ipynb #a740e296
 def standardised(
@@ -90,16 +90,10 @@ def wide(x: Any) -> Any:
     "A raw array; float16 as float32, since there squares overflow."
     return x.astype(np.float32) if x.dtype == np.float16 else x
 
-# %% ../../nbs/16_norm.ipynb #cbeb32d9
+# %% ../../nbs/16_norm.ipynb #74e33b01
 def three_terms(
-    g: Tensor,
-    g_mean: Tensor,
-    g_var: Tensor,
-    u: Tensor,
-    v: Tensor,
-    axis: tuple[int, ...],
-    eps: float,
-    centred: bool = True,
+    g: Tensor, g_mean: Tensor, g_var: Tensor, u: Tensor, v: Tensor,
+    axis: tuple[int, ...], eps: float, centred: bool = True,
 ) -> Tensor:
     "What `standardise_back` means: the cotangent of `x`, given those of the three results."
     n, r = prod(u.shape[k] for k in axis), 1.0 / sqrt(v + eps)
@@ -109,19 +103,11 @@ def three_terms(
     out: Tensor = own + through_mean + through_var
     return out
 
-# %% ../../nbs/16_norm.ipynb #119f6a12
+# %% ../../nbs/16_norm.ipynb #b999c7c1
 @primitive(casts=True)
 def standardise_back(
-    xp: Any,
-    g: Any,
-    g_mean: Any,
-    g_var: Any,
-    u: Any,
-    v: Any,
-    *,
-    axis: tuple[int, ...],
-    eps: float,
-    centred: bool = True,
+    xp: Any, g: Any, g_mean: Any, g_var: Any, u: Any, v: Any,
+    *, axis: tuple[int, ...], eps: float, centred: bool = True,
 ) -> Any:
     "The cotangent of `x`, given those of the three results of `standardise`: `three_terms`."
     dtype, g, u = u.dtype, wide(g), wide(u)
@@ -138,7 +124,7 @@ def standardise_back(
     out -= xp.multiply(u, along_u, out=gu)
     return out.astype(dtype, copy=False)
 
-# %% ../../nbs/16_norm.ipynb #69d7901a
+# %% ../../nbs/16_norm.ipynb #87cca3f4
 def pushed_through(plain: Callable[..., Any]) -> Rule:
     "The rule for tangents of a primitive that computes what `plain` does."
 
@@ -153,8 +139,12 @@ def pulled_through(plain: Callable[..., Any]) -> Rule:
     "The rule for cotangents of a primitive that computes what `plain` does."
     return lambda g, out, *inputs, **params: vjp(partial(plain, **params), *inputs)[1](g)
 
+# %% ../../nbs/16_norm.ipynb #538b2450
+def standardise_vjp(g: Any, out: Any, x: Tensor, **params: Any) -> tuple[Tensor]:
+    return (standardise_back(*g, out[0], out[2], **params),)
 
-standardise.def_vjp_all(lambda g, out, x, **p: (standardise_back(*g, out[0], out[2], **p),))
+
+standardise.def_vjp_all(standardise_vjp)
 standardise.def_jvp_all(pushed_through(standardised))
 standardise_back.def_vjp_all(pulled_through(three_terms))
 standardise_back.def_jvp_all(pushed_through(three_terms))
@@ -186,9 +176,9 @@ def per_channel(values: Any, ndim: int) -> Any:
         return values
     return reshape(values, shape=(*values.shape, *(1,) * (ndim - 2)))
 
-# %% ../../nbs/16_norm.ipynb #c902b844
+# %% ../../nbs/16_norm.ipynb #04d12e91
 def last_axes(who: str, x: Tensor, shape: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    "The shape to normalise as a tuple, and which axes of `x` those are; raises ShapeError."
+    "`shape` as a tuple, and which axes of `x` have it, the last ones; raises ShapeError."
     sizes = normal_shape(who, shape)
     if x.shape[max(x.ndim - len(sizes), 0) :] != sizes:
         raise ShapeError(f"{who}: input {x.shape}: the last axes should be {sizes}")
@@ -202,7 +192,7 @@ def normal_shape(who: str, shape: Any) -> tuple[int, ...]:
         raise ShapeError(f"{who}: normalized_shape is empty; one axis at least")
     return tuple(whole(f"{who}: normalized_shape", n) for n in sizes)
 
-
+# %% ../../nbs/16_norm.ipynb #8951ccf3
 def layer_norm(
     x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor:
@@ -243,7 +233,7 @@ def group_norm(
     u = reshape(standardise(rows, axis=(2,), eps=eps)[0], shape=x.shape)
     return scaled(u, per_channel(weight, x.ndim), per_channel(bias, x.ndim))
 
-# %% ../../nbs/16_norm.ipynb #631b6e50
+# %% ../../nbs/16_norm.ipynb #fe67a35e
 def learned(
     value: float, shape: Any, dtype: Any, device: Device | str | None, wanted: bool = True
 ) -> Tensor | None:
@@ -256,14 +246,8 @@ class LayerNorm(Module):
     "Mean 0 and variance 1 over the last axes: (..., *normalized_shape) -> the same."
 
     def __init__(
-        self,
-        normalized_shape: Any,
-        eps: float = 1e-5,
-        elementwise_affine: bool = True,
-        bias: bool = True,
-        *,
-        dtype: Any = None,
-        device: Device | str | None = None,
+        self, normalized_shape: Any, eps: float = 1e-5, elementwise_affine: bool = True,
+        bias: bool = True, *, dtype: Any = None, device: Device | str | None = None,
     ) -> None:
         self.normalized_shape, self.eps = normal_shape("LayerNorm", normalized_shape), eps
         shape = self.normalized_shape
@@ -278,18 +262,13 @@ class LayerNorm(Module):
         "The shape."
         return ", ".join(map(str, self.normalized_shape))
 
-# %% ../../nbs/16_norm.ipynb #843f3023
+# %% ../../nbs/16_norm.ipynb #f511a013
 class RMSNorm(Module):
     "Mean square 1 over the last axes: (..., *normalized_shape) -> the same."
 
     def __init__(
-        self,
-        normalized_shape: Any,
-        eps: float | None = None,
-        elementwise_affine: bool = True,
-        *,
-        dtype: Any = None,
-        device: Device | str | None = None,
+        self, normalized_shape: Any, eps: float | None = None, elementwise_affine: bool = True,
+        *, dtype: Any = None, device: Device | str | None = None,
     ) -> None:
         self.normalized_shape, self.eps = normal_shape("RMSNorm", normalized_shape), eps
         self.weight = learned(1.0, self.normalized_shape, dtype, device, elementwise_affine)
@@ -302,19 +281,13 @@ class RMSNorm(Module):
         "The shape."
         return ", ".join(map(str, self.normalized_shape))
 
-
+# %% ../../nbs/16_norm.ipynb #436e5aa4
 class GroupNorm(Module):
     "Mean 0 and variance 1 over groups of channels: (N, C, ...) -> the same."
 
     def __init__(
-        self,
-        num_groups: int,
-        num_channels: int,
-        eps: float = 1e-5,
-        affine: bool = True,
-        *,
-        dtype: Any = None,
-        device: Device | str | None = None,
+        self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True,
+        *, dtype: Any = None, device: Device | str | None = None,
     ) -> None:
         self.num_groups = whole("GroupNorm: num_groups", num_groups)
         self.num_channels, self.eps = whole("GroupNorm: num_channels", num_channels), eps
@@ -341,7 +314,7 @@ def check_channels(who: str, x: Tensor, channels: int) -> None:
         hint = "" if channels not in x.shape else f"; axis {x.shape.index(channels)} has them"
         raise ShapeError(f"{who}: input {x.shape}: {channels} channels needed on axis 1{hint}")
 
-# %% ../../nbs/16_norm.ipynb #91caa897
+# %% ../../nbs/16_norm.ipynb #49777e1b
 def follow(running: Tensor, new: Tensor, momentum: float) -> None:
     "Move a running statistic by the share `momentum` towards a new value; nothing is recorded."
     new = new.detach()
@@ -352,16 +325,36 @@ def follow(running: Tensor, new: Tensor, momentum: float) -> None:
         )
     running.assign_((1.0 - momentum) * running.detach() + momentum * new)
 
+# %% ../../nbs/16_norm.ipynb #ed47fc0f
+def by_running(
+    x: Tensor, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float
+) -> Tensor:
+    "Normalise by given statistics: one product and one sum."
+    if running_mean is None or running_var is None:
+        raise ValueError("batch_norm: without training it needs running_mean and running_var")
+    scale = 1.0 / sqrt(running_var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    return scaled(x, per_channel(scale, x.ndim), per_channel(shift, x.ndim))
 
+
+def by_batch(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
+    "Normalise by the batch; also mean and variance per channel, and of how many numbers."
+    axis = (0, *range(2, x.ndim))
+    n = prod(x.shape[k] for k in axis)
+    if n < 2:
+        raise ShapeError(
+            "batch_norm: Expected more than 1 value per channel when training, got input"
+            f" {x.shape}: one value minus its mean is 0; a larger batch, or eval()"
+        )
+    u, m, v = standardise(x, axis=axis, eps=eps)
+    return u, reshape(m, shape=x.shape[1:2]), reshape(v, shape=x.shape[1:2]), n
+
+# %% ../../nbs/16_norm.ipynb #42b1faed
 def batch_norm(
-    x: Any,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    x: Any, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+    weight: Any = None, bias: Any = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:
     """Normalise each channel over all examples and places: (N, C, ...) -> the same.
 
@@ -374,29 +367,16 @@ def batch_norm(
     names = ("running_mean", "running_var", "weight", "bias")
     for name, tensor in zip(names, (running_mean, running_var, weight, bias)):
         check_shape("batch_norm", name, tensor, (x.shape[1],))
-    weight, bias = per_channel(weight, x.ndim), per_channel(bias, x.ndim)
     if not training:
-        if running_mean is None or running_var is None:
-            raise ValueError("batch_norm: without training it needs running_mean and running_var")
-        scale = 1.0 / sqrt(per_channel(running_var, x.ndim) + eps)
-        scale = scale if weight is None else scale * weight
-        shift = -per_channel(running_mean, x.ndim) * scale
-        return scaled(x, scale, shift if bias is None else shift + bias)
-    axis = (0, *range(2, x.ndim))
-    n = prod(x.shape[k] for k in axis)
-    if n < 2:
-        raise ShapeError(
-            "batch_norm: Expected more than 1 value per channel when training, got input"
-            f" {x.shape}: one value minus its mean is 0; a larger batch, or eval()"
-        )
-    u, m, v = standardise(x, axis=axis, eps=eps)
+        return by_running(x, running_mean, running_var, weight, bias, eps)
+    u, m, v, n = by_batch(x, eps)
     if running_mean is not None:
-        follow(running_mean, reshape(m, shape=running_mean.shape), momentum)
+        follow(running_mean, m, momentum)
     if running_var is not None:
-        follow(running_var, reshape(v, shape=running_var.shape) * (n / (n - 1)), momentum)
-    return scaled(u, weight, bias)
+        follow(running_var, v * (n / (n - 1)), momentum)
+    return scaled(u, per_channel(weight, x.ndim), per_channel(bias, x.ndim))
 
-# %% ../../nbs/16_norm.ipynb #3e1264fa
+# %% ../../nbs/16_norm.ipynb #89b4b508
 class BatchNorm(Module):
     "Batch norm over axis 1; the classes with 1d and 2d say how many axes there should be."
 
@@ -406,15 +386,9 @@ class BatchNorm(Module):
     num_batches_tracked: Tensor | None
 
     def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        *,
-        dtype: Any = None,
-        device: Device | str | None = None,
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+        affine: bool = True, track_running_stats: bool = True,
+        *, dtype: Any = None, device: Device | str | None = None,
     ) -> None:
         self.num_features = whole(f"{type(self).__name__}: num_features", num_features)
         self.eps, self.momentum = eps, momentum
@@ -458,7 +432,7 @@ class BatchNorm2d(BatchNorm):
 
     axes = (4,)
 
-# %% ../../nbs/16_norm.ipynb #31282bfe
+# %% ../../nbs/16_norm.ipynb #79e17e1c
 def kept(key: Key, p: float, shape: tuple[int, ...], x: Tensor) -> Tensor:
     "0 with probability `p`, to 2**-16, and otherwise what makes the mean exactly 1."
     size, level = prod(shape), round((1.0 - p) * 65536)
@@ -467,7 +441,7 @@ def kept(key: Key, p: float, shape: tuple[int, ...], x: Tensor) -> Tensor:
     factor = x.dtype.type(65536 / level if level else 0.0)
     return wrap((halves < level).reshape(shape) * factor)
 
-
+# %% ../../nbs/16_norm.ipynb #7bff3c10
 def dropout(x: Any, p: float = 0.5, training: bool = True, *, key: Key) -> Tensor:
     "Drop each number with probability `p` and scale the rest by 1 / (1 - p). Raises ValueError."
     check_share("dropout", p)
