@@ -391,6 +391,13 @@ def test_hooks_look_and_may_replace() -> None:
 # ------------------------------------------------------------------------------ in print
 
 
+class Scaled(Module):
+    "A buffer and nothing else."
+
+    def __init__(self) -> None:
+        self.factor = Tensor([1.0, 2.0])
+
+
 def test_print() -> None:
     assert repr(mlp()) == (
         "Sequential()\n"
@@ -399,7 +406,8 @@ def test_print() -> None:
         "  2: Linear(5, 3)  weight (3, 5), bias (3,)  18\n"
         "53 parameters, float32"
     )
-    assert repr(ReLU()) == "ReLU()\n0 parameters"
+    assert repr(ReLU()) == "ReLU()" and repr(Sequential(ReLU())).endswith("\n0 parameters")
+    assert repr(Scaled()) == "Scaled()  factor (2,) buffer"
     assert repr(Linear(3, 2, bias=False)) == (
         "Linear(3, 2, bias=False)  weight (2, 3)\n6 parameters, float32"
     )
@@ -485,6 +493,15 @@ def test_linear_on_any_axes(front: list[int], n_in: int, n_out: int) -> None:
         for d, e in zip(gradients(y, leaves, g), gradients(simple, leaves, g)):
             assert d.shape == e.shape
             np.testing.assert_allclose(d.numpy(), e.numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize("x", ["float16", "float32", "float64", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("w", ["float16", "float32", "float64", "int64"])
+@pytest.mark.parametrize("b", ["float16", "float32", "float64", "int64"])
+def test_linear_mixes_dtypes_as_its_parts_do(x: str, w: str, b: str) -> None:
+    given = [Tensor(np.ones(s), dtype=d) for s, d in [((2, 3), x), ((4, 3), w), ((4,), b)]]
+    got, parts = linear(*given), given[0] @ given[1].mT + given[2]
+    assert got.dtype == parts.dtype and got.tolist() == parts.tolist()
 
 
 def test_linear_inside_vmap_and_jvp() -> None:

@@ -32,7 +32,7 @@ class ParameterCount(Exercise):
     id, stars, minutes = "11.1", 1, 5
     function = "parameter_count"
     hints = (
-        "`itertools.pairwise(widths)` gives the two widths of each layer.",
+        "Layer `k` has `widths[k]` inputs and `widths[k + 1]` outputs.",
         "A layer has a number for each pair of an input and an output, and one for each output.",
     )
 
@@ -43,7 +43,7 @@ class ParameterCount(Exercise):
         yield ([1, 100, 1],)
 
     def solution(widths):
-        return sum(n_in * n_out + n_out for n_in, n_out in pairwise(widths))
+        return sum((widths[k] + 1) * widths[k + 1] for k in range(len(widths) - 1))
 
     def wrong_no_biases(widths):
         "These are the weights. Each output has a bias, too."
@@ -85,8 +85,10 @@ class Gain(Exercise):
         yield (gelu,)
 
     def solution(f):
-        z, p = bell()
-        return float((f(z) * f(z) * p).sum()) ** -0.5
+        z = np.linspace(-8, 8, 4001)
+        density = np.exp(-z * z / 2)
+        y = f(Tensor(z)).numpy()
+        return (density.sum() / (density * y * y).sum()) ** 0.5
 
     def wrong_variance(f):
         "The next layer adds up squares of $f(z)$ as it is; the mean must not be taken away."

@@ -36,7 +36,7 @@ __all__ = ['as_rows', 'back_to_input', 'batched_linear', 'linear', 'misfit', 'Li
 def _linear(xp: Any, x: Any, weight: Any, bias: Any) -> Any:
     "x @ weight.T + bias, for all rows in one product."
     out = xp.matmul(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), weight.T)
-    out += bias
+    out = xp.add(out, bias, out=out if out.dtype == bias.dtype else None)
     return out if x.ndim == 2 else out.reshape(*x.shape[:-1], len(bias))
 
 

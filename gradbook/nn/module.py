@@ -426,6 +426,8 @@ def table_of(module: Module) -> str:
     a, b, c = (max(map(len, column)) for column in columns)
     lines = [f"{x:{a}}  {y:{b}}  {z:>{c}}".rstrip() for x, y, z in zip(*columns)]
     params = list(module.parameters())
+    if len(rows) == 1 and not params:
+        return lines[0]
     dtypes = "/".join(dict.fromkeys(str(p.dtype) for p in params))
     total = f"{sum(p.size for p in params):,} parameters"
     return "\n".join([*lines, f"{total}, {dtypes}" if dtypes else total])
