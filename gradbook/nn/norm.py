@@ -334,7 +334,8 @@ def by_running(
         raise ValueError("batch_norm: without training it needs running_mean and running_var")
     scale = 1.0 / sqrt(running_var + eps)
     scale = scale if weight is None else scale * weight
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    shift = -running_mean * scale
+    shift = shift if bias is None else shift + bias
     return scaled(x, per_channel(scale, x.ndim), per_channel(shift, x.ndim))
 
 

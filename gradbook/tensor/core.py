@@ -769,7 +769,7 @@ def swapped(x: Tensor) -> Tensor:
 
 def by_columns(array: Any) -> bool:
     "Whether a raw matrix lies in memory column by column, as a transposed one does."
-    flags = getattr(array, "flags", None)
+    flags = array.flags if hasattr(type(array), "flags") else None
     return flags is not None and flags.f_contiguous and not flags.c_contiguous
 
 
@@ -1280,7 +1280,9 @@ def check_unchanged(x: Tensor) -> None:
 
 def changed_since(x: Tensor, number: int) -> bool:
     "Whether `x` was reassigned at a later age than `number`, or its memory written into."
-    return x._assigned > number or last_written > number and any(
+    if x._assigned > number or last_written <= number:
+        return x._assigned > number
+    return any(
         leaf._assigned > number
         and type(leaf.data) is type(x.data)
         and namespace(leaf.data).may_share_memory(leaf.data, x.data)
