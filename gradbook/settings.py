@@ -80,6 +80,7 @@ KNOBS = (
     Knob("dtype", "arrays", "dtype", word("float32", "float64"), "float32 or float64"),
     Knob("backend", "arrays", "backend", word("numpy", "cupy"), "numpy or cupy"),
     Knob("data", "data", "folder", existing_folder, "a folder that exists, or nothing"),
+    Knob("download", "data", "download", word("on", "off"), "on or off"),
 )
 
 # %% ../nbs/91_settings.ipynb #1423cc11
@@ -94,6 +95,7 @@ class Settings:
     dtype: str = "float32"
     backend: str = "numpy"
     data: Path | None = None
+    download: str = "on"
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
     def where(self, name: str) -> str:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 if SHARED.is_dir():
     os.environ.setdefault("GRADBOOK_DATA", str(SHARED))
+os.environ.setdefault("GRADBOOK_DOWNLOAD", "off")  # tests reach no other machine
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

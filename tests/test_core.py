@@ -42,17 +42,20 @@ from gradbook.tensor.core import (
     enable_grad,
     exp,
     gradients,
+    identity,
     log,
     matmul,
     multiply,
     no_grad,
     operation,
+    overwritten,
     permute_dims,
     reduce_sum,
     reshape,
     sweep,
     unbroadcast,
     wrap,
+    written,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -634,6 +637,55 @@ def test_assignment_checks_and_keeps_shape_dtype_and_old_results() -> None:
         w.assign_([1, 2, 3])
     with pytest.raises(GraphError, match="result of multiply; only leaves"):
         (w * 2).assign_([1, 2])
+
+
+def test_assignment_from_a_tensor_copies_and_stays_on_the_device() -> None:
+    w, v = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    w.assign_(v)
+    w.data *= 2
+    assert v.tolist() == [3.0, 4.0] and w.device == v.device
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda w: w,
+        lambda w: w.mT,
+        lambda w: reshape(w, shape=(4,))[1:],
+        lambda w: w[0],
+        lambda w: w.detach(),
+        lambda w: broadcast_to(w, shape=(3, 2, 2)),
+        lambda w: identity(w),
+    ],
+)
+def test_backward_refuses_views_of_memory_that_was_overwritten(view: Callable[..., Any]) -> None:
+    w, x = leaf([[1.0, 2.0], [3.0, 4.0]]), leaf(2.0)
+    y, z = view(w) * x, (w * 1.0) * x  # z reads a result, in memory of its own
+    w.data *= 10
+    assert overwritten(w) is w
+    with pytest.raises(GraphError, match="multiply used it; call backward"):
+        y.sum().backward()
+    gradients(z.sum(), [x])
+    fresh = (view(w) * x).sum()
+    fresh.backward()
+    assert x.grad is not None and x.grad.item() == view(w).sum().item()
+
+
+def test_overwritten_is_for_leaves_and_holds_nothing_alive() -> None:
+    w = leaf([1.0])
+    with pytest.raises(GraphError, match="overwritten: this is a result of multiply"):
+        overwritten(w * 2)
+    before, ref = len(written), weakref.ref(overwritten(w))
+    assert len(written) == before + 1
+    del w
+    assert ref() is None and len(written) == before
+
+
+def test_the_gradient_of_a_transposed_factor_lies_in_memory_like_the_factor() -> None:
+    w, x = leaf(np.arange(12.0).reshape(4, 3)), leaf(np.arange(6.0).reshape(2, 3))
+    (x @ w.mT).sum().backward()
+    assert w.grad is not None and w.grad.data.flags.c_contiguous
+    assert w.grad.tolist() == [x.data.sum(0).tolist()] * 4
 
 
 def test_a_checkpoint_notices_reassigned_weights() -> None:

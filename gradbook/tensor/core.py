@@ -19,6 +19,7 @@ from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -37,18 +38,19 @@ from gradbook.tensor.backend import (
 
 # %% auto #0
 __all__ = ['new', 'next_number', 'NO_PARAMS', 'FLOATS', 'Hook', 'Rule', 'TABLE', 'NUMBERS', 'FLOAT32', 'REFUSALS', 'state',
-           'watchers', 'PART', 'ndarray', 'FREED', 'by_number', 'last_assignment', 'HERE', 'OURS', 'Operation',
-           'Tensor', 'wrap', 'as_tensor', 'methods', 'shown', 'Primitive', 'Example', 'evaluate', 'tidy', 'ShapeError',
-           'GraphError', 'AnomalyError', 'explained', 'clash', 'State', 'no_grad', 'enable_grad', 'bind', 'operand',
-           'recorded', 'note', 'part', 'results', 'unary', 'binary', 'primitive', 'operation', 'several', 'add',
-           'subtract', 'multiply', 'divide', 'negative', 'identity', 'floats', 'exp', 'log', 'astype', 'to_device',
-           'reshape', 'broadcast_to', 'permute_dims', 'reduce_sum', 'matrix_multiply', 'unbroadcast', 'slope_vjp',
-           'slope_jvp', 'scaled', 'sum_vjp', 'swapped', 'matmul_vjp_y', 'axes_of', 'axis_of', 'sum', 'matmul',
-           'mismatch', 'flipped', 'detach', 'numpy', 'item', 'tolist', 'as_numpy', 'without_history', 'to', 'length',
-           'as_python', 'matrix_transposed', 'transposed', 'copied', 'reduced', 'reach', 'between', 'total', 'hooked',
-           'sweep', 'quiet_anomalies', 'checked', 'constant', 'zeros_like', 'rules_at', 'backward', 'seed', 'gradients',
-           'register_hook', 'check_unchanged', 'assign_', 'custom_vjp', 'checkpoint', 'variable', 'detect_anomaly',
-           'Anomalies', 'trouble_in', 'faults', 'described', 'caller', 'place', 'inside']
+           'watchers', 'PART', 'ndarray', 'FREED', 'by_number', 'last_assignment', 'written', 'last_written', 'HERE',
+           'OURS', 'Operation', 'Tensor', 'wrap', 'as_tensor', 'methods', 'shown', 'Primitive', 'Example', 'evaluate',
+           'tidy', 'ShapeError', 'GraphError', 'AnomalyError', 'explained', 'clash', 'State', 'no_grad', 'enable_grad',
+           'bind', 'operand', 'recorded', 'note', 'part', 'results', 'unary', 'binary', 'primitive', 'operation',
+           'several', 'add', 'subtract', 'multiply', 'divide', 'negative', 'identity', 'floats', 'exp', 'log', 'astype',
+           'to_device', 'reshape', 'broadcast_to', 'permute_dims', 'reduce_sum', 'matrix_multiply', 'unbroadcast',
+           'slope_vjp', 'slope_jvp', 'scaled', 'sum_vjp', 'swapped', 'by_columns', 'matmul_vjp_y', 'axes_of', 'axis_of',
+           'sum', 'matmul', 'mismatch', 'flipped', 'detach', 'numpy', 'item', 'tolist', 'as_numpy', 'without_history',
+           'to', 'length', 'as_python', 'matrix_transposed', 'transposed', 'copied', 'reduced', 'reach', 'between',
+           'total', 'hooked', 'sweep', 'quiet_anomalies', 'checked', 'constant', 'zeros_like', 'rules_at', 'backward',
+           'seed', 'gradients', 'register_hook', 'check_unchanged', 'changed_since', 'assign_', 'stamped',
+           'overwritten', 'custom_vjp', 'noted', 'undone', 'checkpoint', 'variable', 'detect_anomaly', 'Anomalies',
+           'trouble_in', 'faults', 'described', 'caller', 'place', 'inside']
 
 # %% ../../nbs/08_tensor.ipynb #f0553450
 if TYPE_CHECKING:
@@ -381,10 +383,11 @@ def clash(shapes: Iterable[tuple[int, ...]]) -> list[int]:
 
 # %% ../../nbs/08_tensor.ipynb #663ff8a1
 class State(threading.local):
-    "What holds in this thread: whether operations are recorded, and who looks for NaNs."
+    "What holds in this thread: whether operations are recorded, and who watches them."
 
     recording = True
     anomalies: Anomalies | None = None
+    changes: dict[Tensor, Any] | None = None  # what was reassigned, and the array before
 
 
 state = State()
@@ -447,7 +450,7 @@ def operand(x: Any, primitive: Primitive) -> Any:
 
 # %% ../../nbs/08_tensor.ipynb #1aa223f3
 PART = Primitive(lambda xp, whole, k: None)
-PART.name = "part"
+PART.name, PART.reads = "part", False
 
 
 def recorded(
@@ -773,9 +776,17 @@ def swapped(x: Tensor) -> Tensor:
     return cast(Tensor, permute_dims(x, axes=axes))
 
 
+def by_columns(array: Any) -> bool:
+    "Whether a raw matrix lies in memory column by column, as a transposed one does."
+    flags = array.flags if hasattr(type(array), "flags") else None
+    return flags is not None and flags.f_contiguous and not flags.c_contiguous
+
+
 def matmul_vjp_y(g: Tensor, out: Tensor, x: Tensor, y: Tensor) -> Tensor:
     if y.ndim == 2 and x.ndim > 2:  # one large product instead of a sum of many small ones
         x, g = (reshape(a, shape=(prod(a.shape[:-1]), a.shape[-1])) for a in (x, g))
+    if by_columns(y.data):  # so is the cotangent then, and that of `w` in `x @ w.mT` lies like `w`
+        return unbroadcast(swapped(matrix_multiply(swapped(g), x)), y)
     return unbroadcast(matrix_multiply(swapped(x), g), y)
 
 
@@ -1270,36 +1281,71 @@ def register_hook(x: Tensor, hook: Hook) -> Callable[[], None]:
 methods(register_hook=register_hook)
 
 # %% ../../nbs/08_tensor.ipynb #5c37e912
+written: WeakValueDictionary[int, Tensor] = WeakValueDictionary()  # leaves, by identity
+last_written = 0  # the age of the newest overwritten() anywhere
+
+
 def check_unchanged(x: Tensor) -> None:
     for k, source in enumerate(x._inputs):
-        if type(source) not in NUMBERS and source._assigned > x._number:
+        if type(source) not in NUMBERS and changed_since(source, x._number):
             name = x._primitive.name
             raise GraphError(
                 f"backward: input {k} of {name}, shape {source.shape}, was reassigned after"
-                f" {name} used it; call backward() before assign_()"
+                f" {name} used it; call backward() before assign_() or an optimiser's step()"
             )
 
 
+def changed_since(x: Tensor, number: int) -> bool:
+    "Whether `x` was reassigned at a later age than `number`, or its memory written into."
+    if x._assigned > number or last_written <= number:
+        return x._assigned > number
+    return any(
+        leaf._assigned > number
+        and type(leaf.data) is type(x.data)
+        and namespace(leaf.data).may_share_memory(leaf.data, x.data)
+        for leaf in list(written.values())
+    )
+
+
 def assign_(x: Tensor, value: Any) -> Tensor:
-    """Give the leaf `x` new values of the same shape, and return it; the only change to a tensor.
+    """Give the leaf `x` new values of the same shape, copied, and return it.
 
     An array that an old result still reads is not overwritten. Raises GraphError, ShapeError.
     """
-    global last_assignment
     if x._primitive is not None:
         raise GraphError(f"assign_: this is a result of {x._primitive.name}; only leaves change")
-    if isinstance(value, Tensor):
-        array = value.data
-    else:
-        array = asarray(value, dtype=x.dtype, device=x.device, copy=True)
+    given = value.data if isinstance(value, Tensor) else value
+    array = asarray(given, dtype=x.dtype, device=x.device, copy=True)
     if array.shape != x.shape:
         raise ShapeError(f"assign_: a value of shape {array.shape} for a tensor of shape {x.shape}")
-    x.data = array.astype(x.dtype, copy=False)
+    if state.changes is not None:
+        state.changes.setdefault(x, x.data)
+    x.data = array
+    return stamped(x)
+
+
+def stamped(x: Tensor) -> Tensor:
+    global last_assignment
     x._assigned = last_assignment = next_number()
     return x
 
 
 methods(assign_=assign_)
+
+# %% ../../nbs/08_tensor.ipynb #06181859
+def overwritten(x: Tensor) -> Tensor:
+    """Say that the array of the leaf `x` was written into; returns `x`.
+
+    Everything in the same memory has the new numbers. What was recorded with the old ones can't be
+    swept any more: `backward` refuses. Raises GraphError if `x` is no leaf.
+    """
+    global last_written
+    if x._primitive is not None:
+        name = x._primitive.name
+        raise GraphError(f"overwritten: this is a result of {name}; only leaves change")
+    written[id(x)] = stamped(x)
+    last_written = x._assigned
+    return x
 
 # %% ../../nbs/08_tensor.ipynb #26939449
 def custom_vjp(function: Callable[..., Any]) -> Operation:
@@ -1317,21 +1363,50 @@ def custom_vjp(function: Callable[..., Any]) -> Operation:
     impl.__name__, impl.__doc__ = function.__name__, function.__doc__
     return operation(Primitive(impl, casts=True))
 
+# %% ../../nbs/08_tensor.ipynb #435e10c9
+@contextmanager
+def noted() -> Iterator[dict[Tensor, Any]]:
+    "What is reassigned meanwhile in this thread, with the arrays before."
+    outer, state.changes = state.changes, {}
+    changes = state.changes
+    try:
+        yield changes
+    finally:
+        state.changes = outer
+        if outer is not None:
+            outer.update({x: array for x, array in changes.items() if x not in outer})
+
+
+@contextmanager
+def undone(changes: Mapping[Tensor, Any]) -> Iterator[None]:
+    "The leaves hold meanwhile what they held before these changes."
+    now = {x: x.data for x in changes}
+    for x, array in changes.items():
+        x.data = array
+    try:
+        yield
+    finally:
+        for x, array in now.items():
+            x.data = array
+
 # %% ../../nbs/08_tensor.ipynb #509f56ef
 def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """`function(*inputs)`, remembering only what goes in; the sweep computes the inside again.
 
     Less memory for more time: one more forward pass. `function` must do the same both times; it
-    may use other tensors, like the weights of a layer. Source: Griewank & Walther (2000).
+    may use other tensors, like the weights of a layer, and reassign some, like a counter. Source:
+    Griewank & Walther (2000).
     """
     given = tuple(map(as_tensor, inputs))
     if not state.recording or any(x.level for x in given):
         return function(*given)
     begin, n = next_number(), len(given)
     fresh = tuple(map(variable, given))
-    out = function(*fresh)
+    name = getattr(function, "__name__", type(function).__name__)
+    with noted() as changes:
+        out = function(*fresh)
     if not isinstance(out, Tensor):
-        raise TypeError(f"checkpoint: {function.__name__} returns {type(out).__name__}, no tensor")
+        raise TypeError(f"checkpoint: {name} returns {type(out).__name__}, no tensor")
     if out.level:
         return function(*given)
     own = set(map(id, fresh))
@@ -1340,13 +1415,13 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     def again(g: Tensor, out: Tensor, *sources: Tensor) -> tuple[Tensor | None, ...]:
         recording = state.recording
         wanted = [*map(variable, sources[:n]), *sources[n:]]
-        with enable_grad():
+        with enable_grad(), undone(changes):
             repeated = function(*wanted[:n])
         found = sweep(repeated, g, wanted, create_graph=recording, stop=True)
         return tuple(map(found.get, wanted))
 
-    made = Primitive(function)
-    made.name = f"checkpoint of {function.__name__}"
+    made = Primitive(lambda xp: None)
+    made.name = f"checkpoint of {name}"
     made.def_vjp_all(again)
     sources = (*given, *outside)
     result = out.detach()
