@@ -327,6 +327,14 @@ def test_a_set_that_comes_as_an_archive(public: Any, tmp_path: Path, monkeypatch
     assert not list(module.cache_folder().glob("*.tar.gz*"))
 
 
+def test_an_archive_is_not_unpacked_over_something_else(public: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "CIFAR10", small_cifar(public["address"].decode()))
+    put(module.cache_folder() / "cifar10", "notes.txt")
+    with pytest.raises(DataFileError, match=r"cifar10: it is not complete; remove it"):
+        module.cifar10()
+    assert public["asked"] == []
+
+
 def test_the_first_files_of_cifar_are_of_use_alone(
     tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:

@@ -355,9 +355,11 @@ def fetch(
     "Download the wanted files into the cache. Raises DownloadError, DataFileError."
     base = cache_folder()
     if source.archive:
-        packed = base / f"{source.name}.tar.gz"
+        target, packed = base / source.unpacked, base / f"{source.name}.tar.gz"
+        if target.exists():
+            raise DataFileError(target, "it is not complete; remove it to have it fetched again")
         download(source.archive, packed, report=report or show(source.name), **patience)
-        unpack(packed, base / source.unpacked)
+        unpack(packed, target)
         packed.unlink()
     for part in wanted if not source.archive else ():
         file, reason = (

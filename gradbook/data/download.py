@@ -309,7 +309,7 @@ def unpack_zip(path: Place, folder: Path, room: int) -> None:
             else:
                 raise ValueError(f"member {member.filename!r} is no plain file")
 
-# %% ../../nbs/13_data.ipynb #d7320e16
+# %% ../../nbs/13_data.ipynb #859f9951
 def unpack(
     path: str | os.PathLike[str], folder: str | os.PathLike[str], limit: int = 2**30
 ) -> Path:
@@ -329,14 +329,7 @@ def unpack(
         scratch.rename(target)
     except DataFileError:
         raise
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        tarfile.TarError,
-    ) as error:
+    except Exception as error:  # of a broken archive, zipfile and tarfile may raise anything
         raise DataFileError(path, f"it can't be unpacked: {error}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
