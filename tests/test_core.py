@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -171,6 +172,13 @@ def test_words_for_wrong_shapes() -> None:
         Tensor([1.0]) + "word"
     with pytest.raises(TypeError, match="without axes"):
         len(Tensor(1.0))
+
+
+@pytest.mark.parametrize("axis", [[0], 0.5, "0", (0, None)])
+def test_an_axis_is_a_whole_number(axis: Any) -> None:
+    with pytest.raises(TypeError, match=r"sum: axis=.*; a whole number, a tuple of them, or None"):
+        Tensor([1.0]).sum(axis=axis)
+    assert Tensor([1.0, 2.0]).sum(axis=np.int64(0)).item() == 3
 
 
 def test_printing() -> None:
@@ -1031,6 +1039,12 @@ def test_public_functions_are_the_library_too() -> None:
         (x @ np.array([1e308, 1e308])) + 1  # the product is the first
     assert "matrix_multiply gave infinity" in str(caught.value)
     assert "the product is the first" in str(caught.value)
+
+
+def test_a_folder_with_a_similar_name_is_not_the_library() -> None:
+    path = core.HERE.rstrip(os.sep) + "_notes" + os.sep + "mine.py"
+    with pytest.raises(AnomalyError, match=r"at line 1 of mine\.py"), detect_anomaly():
+        exec(compile("log(x)", path, "exec"), {"log": log, "x": Tensor([-1.0])})
 
 
 def test_what_went_in_is_nobodys_fault() -> None:

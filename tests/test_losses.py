@@ -228,6 +228,18 @@ def test_an_ignored_class() -> None:
         same_as_torch("nll_loss", x, t, ignore_index=index, reduction="none")
 
 
+def test_small_dtypes() -> None:
+    "Masks of pixels are uint8, and 255 is not labelled; PyTorch takes int64 alone."
+    x, t = draw((2, 4, 3), (2, 3))
+    small = t.astype("uint8")
+    small[0, 1] = 255
+    t[0, 1] = 255
+    got = L.cross_entropy(x, small, ignore_index=255)
+    assert float(got) == float(L.cross_entropy(x, t, ignore_index=255))
+    with pytest.raises(L.TargetError, match=r"target 255 at \[0, 1\]"):
+        L.cross_entropy(x, small)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_shape(data: Any) -> None:

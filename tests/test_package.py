@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -14,6 +15,11 @@ import pytest
 import gradbook
 
 ROOT = Path(__file__).resolve().parent.parent
+LINALG = """
+    cholesky cross det diagonal eigh eigvalsh inv matmul matrix_norm matrix_power matrix_rank
+    matrix_transpose outer pinv qr slogdet solve svd svdvals tensordot trace vecdot vector_norm
+"""
+RANDOM = "bernoulli bits choice fold_in integers key normal permutation split uniform"
 PACKAGES = ["gradbook", "gradbook.scalar", "gradbook.tensor", "gradbook.course"]
 
 
@@ -59,6 +65,24 @@ def test_importing_takes_little_over_numpy():
     )
     times = [float(fresh(code)) for _ in range(6)]
     assert min(times) < 0.15, times
+
+
+def test_every_public_function_says_what_it_does():
+    "What `help(gb.add)` and the reference show is not empty."
+    from gradbook.tensor import linalg, random
+
+    places = {
+        "gradbook": (gradbook, gradbook.__all__),
+        "random": (random, RANDOM.split()),
+        "linalg": (linalg, LINALG.split()),
+    }
+    silent = [
+        f"{place}.{name}"
+        for place, (module, names) in places.items()
+        for name in names
+        if callable(value := getattr(module, name)) and not inspect.getdoc(value)
+    ]
+    assert silent == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradbook.tensor import core, creation, indexing, shape
+from gradbook.tensor.backend import DTYPES, using
 from gradbook.tensor.core import GraphError, ShapeError, Tensor, gradients
 
 
@@ -276,6 +278,18 @@ def test_result_type(names: tuple[str, ...]) -> None:
     assert creation.result_type(*tensors) == total.dtype
     assert creation.result_type(*names) == total.dtype
     assert creation.result_type(tensors[0], 1.5).kind == "f"
+
+
+@pytest.mark.parametrize("default", ["float32", "float64"])
+def test_result_type_is_what_operations_do(default: str) -> None:
+    "For every pair of dtypes, whatever the default is."
+    with using(dtype=default):
+        for a, b in itertools.product(DTYPES, repeat=2):
+            x, y = Tensor(np.ones(1, a)), Tensor(np.ones(1, b))
+            said = creation.result_type(a, b)
+            assert said == core.add(x, y).dtype == creation.result_type(x, y), (a, b)
+            assert said == shape.concat([x, y]).dtype, (a, b)
+            assert creation.result_type(x, 1.5) == core.add(x, 1.5).dtype, a
 
 
 def test_dtype_functions() -> None:

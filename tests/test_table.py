@@ -10,8 +10,8 @@ import pytest
 
 import gradbook.nn
 import gradbook.tensor
-from gradbook.tensor.check import ORDERS, check_primitive, gradient_table
-from gradbook.tensor.core import FLOATS, TABLE, Primitive, bind, multiply
+from gradbook.tensor.check import ORDERS, Trial, check_primitive, gradient_table
+from gradbook.tensor.core import FLOATS, TABLE, Primitive, bind, multiply, wrap
 
 for package in (gradbook.tensor, gradbook.nn):
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
@@ -34,12 +34,26 @@ def test_a_primitive_has_right_rules(name: str) -> None:
         assert any(row.errors for row in rows), f"{name} has rules, but no example uses them"
 
 
+RULELESS = {"unique": "a set has no order to follow a nudge by; backward() says so"}
+
+
 @pytest.mark.parametrize("name", NAMES)
+def test_whoever_returns_floats_has_rules(name: str) -> None:
+    "Examples without random floats are not differentiated, and would hide that rules are missing."
+    made = TABLE[name]
+    if made.vjps or made.vjp_all or name in RULELESS:
+        assert (made.jvps or made.jvp_all or name in RULELESS) and made.examples
+        return
+    for example in made.examples:
+        trial = Trial(made, example)
+        outs = trial.outputs(trial.inputs([wrap(a) for a in trial.arrays]))
+        assert all(o.dtype not in FLOATS for o in outs), f"{name} returns floats and has no rule"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if TABLE[name].elementwise])
 def test_an_elementwise_primitive_is_one(name: str) -> None:
     "What claims to be elementwise can be batched by broadcasting."
     made = TABLE[name]
-    if not made.elementwise:
-        pytest.skip("not elementwise")
     rng = np.random.default_rng(0)
     for example in made.examples:
         if example.through:

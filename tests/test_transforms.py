@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gradbook.tensor.ops  # noqa: F401  (all primitives, all methods)
-from gradbook.tensor import core, linalg
+from gradbook.tensor import core, creation, elementwise, linalg
 from gradbook.tensor.backend import DtypeError, using
 from gradbook.tensor.core import ShapeError, Tensor, custom_vjp, exp, no_grad
 from gradbook.tensor.elementwise import cos, sin, tanh
@@ -416,12 +416,34 @@ def test_mixed_dtypes():
         (lambda: linearize(tanh, 1.0)[1](1.0, 2.0), StructureError, "tuple of length 1"),
         (lambda: jacobian(lambda x: x.numpy())(Tensor([1.0])), TransformError, "not a tensor"),
         (lambda: jvp(lambda x: x.assign_(1.0), (1.0,), (1.0,)), core.GraphError, "argument of jvp"),
+        *(
+            (lambda f=f: jvp(f, (1.0,), (1.0,)), TransformError, "of a list, stack([x, y])")
+            for f in (
+                lambda x: Tensor(np.asarray(x)),
+                lambda x: creation.asarray([x, 2 * x]).sum(),
+            )
+        ),
+        (lambda: grad(lambda x: creation.asarray([x, x]))(1.0), core.GraphError, "stack([x, y])"),
     ],
 )
 def test_errors(call, kind, says):
     with pytest.raises(kind) as error:
         call()
     assert says in str(error.value)
+
+
+def test_what_does_not_move_may_become_an_array():
+    f = lambda x: x * np.asarray(x.detach()) + x * np.asarray(elementwise.sign(x).detach())  # noqa: E731
+    out, moved = jvp(f, (3.0,), (1.0,))
+    assert (out.item(), moved.item()) == (12.0, 4.0)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_an_anomaly_in_a_tangent_names_the_operation():
+    with pytest.raises(core.AnomalyError) as caught, core.detect_anomaly():
+        jvp(lambda x: elementwise.sqrt(x), (0.0,), (1.0,))  # here
+    assert "the tangent of sqrt: divide gave infinity" in str(caught.value)
+    assert "test_transforms.py" in str(caught.value) and "# here" in str(caught.value)
 
 
 def test_what_escapes_is_refused():

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ from tools.notebook import page_name
 ROOT = Path(__file__).resolve().parent.parent
 PART_ONE = [c for c in written() if c <= "06"]
 MODULES = [m for c in PART_ONE for m in modules_of(c)]
+PART_TWO = [c for c in written() if "07" <= c < "11"]
+ARRAYS = [m for c in PART_TWO for m in modules_of(c)]
 DAY = datetime.date(2026, 3, 2)
 
 
@@ -280,7 +283,7 @@ def test_a_right_answer_passes_and_is_recorded_here(
     assert set(rows[0]["passed"]) == {e.id for e in exercises("03")}
 
 
-@pytest.mark.parametrize("chapter", PART_ONE)
+@pytest.mark.parametrize("chapter", PART_ONE + PART_TWO)
 def test_every_reference_solution_passes_where_the_learner_writes_it(
     course: Path, chapter: str
 ) -> None:
@@ -292,6 +295,20 @@ def test_every_reference_solution_passes_where_the_learner_writes_it(
         answer(course, exercise.id, extra + exercise.solution_source())
     outcome = check_answers(chapter, course)
     assert outcome.code == 0, outcome.text
+
+
+def test_slow_imports_are_not_the_answers_fault(
+    course: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "The time of an exercise is for its own cell, not for what the chapter imports before."
+    answer(course, "03.1", "def atan(x):\n    ...")
+    [path] = course.glob("week-*/03_value.ipynb")
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    first = code_cells(notebook)[0]
+    first["source"] = "class Slow:\n    import time\n    time.sleep(0.6)"
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    monkeypatch.setattr(exercises("03")[0], "seconds", 0.5)
+    assert check_answers("03.1", course).record["exercises"][0]["status"] == "not started"
 
 
 def test_what_can_go_wrong_with_an_answer(course: Path) -> None:
@@ -386,7 +403,7 @@ for cell in cells:
 # ------------------------------------------------------------- rebuild
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", MODULES + ARRAYS)
 def test_a_skeleton_has_signatures_and_no_bodies(module: str) -> None:
     text = skeleton(library(module), module)
     theirs, own = functions(ast.parse(library(module))), functions(ast.parse(text))
@@ -452,6 +469,31 @@ def test_a_skeleton_changes_nothing(course: Path) -> None:
     code += "print(x.grad, Value.__init__.__code__.co_filename)"
     run = python(code, course)
     assert run.stdout.startswith("6.0") and "rebuild" not in run.stdout and run.stderr == ""
+
+
+@pytest.mark.parametrize("step", [0, 2, 1], ids=["stubs only", "every second", "all written"])
+def test_arrays_work_at_every_stage_of_a_rebuild(course: Path, step: int) -> None:
+    for chapter in PART_TWO:
+        rebuild(chapter, course)
+    for module in ARRAYS if step else []:
+        text = library(module)
+        names = [name for name, node in functions(ast.parse(text)).items() if not is_stub(node)]
+        own = skeleton_but(text, module, set(names[::step]))
+        file_of(course, module).write_text(own, encoding="utf-8")
+    code = textwrap.dedent("""
+        from gradbook.course.rebuild import here; here()
+        import gradbook as gb
+        x = gb.Tensor([1.0, 2.0], requires_grad=True)
+        (gb.softmax(x) * x[::-1]).sum().backward()
+        cube = lambda x: (x**3).sum()
+        gb.hessian(cube)(x), gb.vmap(gb.grad(cube))(gb.ones((2, 2))), gb.linalg.inv(gb.eye(2))
+        print("found", gb.random.uniform(gb.random.key(0), 2), x.grad)
+    """)
+    run = python(code, course)
+    plain = python(code, course.parent)
+    assert run.stderr == "" and run.stdout.splitlines()[-1] == plain.stdout.strip()
+    counted = run.stdout.count("functions are yours")
+    assert counted == (len(ARRAYS) if step else 0)
 
 
 @pytest.mark.parametrize("chapter", ["01", "03"])

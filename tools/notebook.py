@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="chapters that run at the same time")
     parser.add_argument(
-        "--timings", action="store_true", help="with `run`: make the stored outputs of those cells anew"
+        "--timings", action="store_true", help="with `run`: these cells, too"
     )
     args = parser.parse_args()
     if args.action == "text":

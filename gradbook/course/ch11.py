@@ -32,7 +32,7 @@ class ParameterCount(Exercise):
     id, stars, minutes = "11.1", 1, 5
     function = "parameter_count"
     hints = (
-        "`itertools.pairwise(sizes)` gives the two widths of each layer.",
+        "Layer `k` has `widths[k]` inputs and `widths[k + 1]` outputs.",
         "A layer has a number for each pair of an input and an output, and one for each output.",
     )
 
@@ -42,20 +42,20 @@ class ParameterCount(Exercise):
         yield ([4, 4, 4, 4],)
         yield ([1, 100, 1],)
 
-    def solution(sizes):
-        return sum(n_in * n_out + n_out for n_in, n_out in pairwise(sizes))
+    def solution(widths):
+        return sum((widths[k] + 1) * widths[k + 1] for k in range(len(widths) - 1))
 
-    def wrong_no_biases(sizes):
+    def wrong_no_biases(widths):
         "These are the weights. Each output has a bias, too."
-        return sum(n_in * n_out for n_in, n_out in pairwise(sizes))
+        return sum(n_in * n_out for n_in, n_out in pairwise(widths))
 
-    def wrong_bias_of_inputs(sizes):
+    def wrong_bias_of_inputs(widths):
         "A bias belongs to each output of a layer, not to each input."
-        return sum(n_in * n_out + n_in for n_in, n_out in pairwise(sizes))
+        return sum(n_in * n_out + n_in for n_in, n_out in pairwise(widths))
 
-    def wrong_one_bias(sizes):
+    def wrong_one_bias(widths):
         "Each output has a bias of its own; this counts one for each layer."
-        return sum(n_in * n_out + 1 for n_in, n_out in pairwise(sizes))
+        return sum(n_in * n_out + 1 for n_in, n_out in pairwise(widths))
 
 # %% ../../nbs/11_module.ipynb #10f70dd8
 def bell() -> tuple[Tensor, Tensor]:
@@ -85,8 +85,10 @@ class Gain(Exercise):
         yield (gelu,)
 
     def solution(f):
-        z, p = bell()
-        return float((f(z) * f(z) * p).sum()) ** -0.5
+        z = np.linspace(-8, 8, 4001)
+        density = np.exp(-z * z / 2)
+        y = f(Tensor(z)).numpy()
+        return (density.sum() / (density * y * y).sum()) ** 0.5
 
     def wrong_variance(f):
         "The next layer adds up squares of $f(z)$ as it is; the mean must not be taken away."
@@ -122,12 +124,12 @@ class LowRank(Exercise):
         module = answer(n_in, n_out, rank)
         x = random.normal(random.key(5), (40, n_in))
         at_zero = module(np.zeros(n_in, "float32"))
-        y, both = module(x) - at_zero, module(3.0 * x) - at_zero
+        y, other = module(x) - at_zero, module(-x) - at_zero
         (y * y).sum().backward()
         return {
             "shape of the output": y.shape,
             "rank": int(np.linalg.matrix_rank(y.detach().numpy(), tol=1e-4)),
-            "linear": bool(np.allclose(both.numpy(), 3.0 * y.numpy(), atol=1e-4)),
+            "linear": bool(np.allclose(other.numpy(), -y.numpy(), atol=1e-4)),
             "parameters": sum(p.size for p in module.parameters()),
             "without a gradient": [n for n, p in module.named_parameters() if p.grad is None],
         }
@@ -226,8 +228,8 @@ class LoadMatching(Exercise):
     )
 
     def run(answer, sizes, others):
-        module, given = dense(sizes, 1), dense(others, 2).state_dict()
-        left = answer(module, given)
+        module, entries = dense(sizes, 1), dense(others, 2).state_dict()
+        left = answer(module, entries)
         return left, {name: value.tolist() for name, value in module.state_dict().items()}
 
     def cases():
@@ -236,34 +238,34 @@ class LoadMatching(Exercise):
         yield (2, 3, 3, 1), (5, 3, 3)
         yield (3, 2), (3, 2)
 
-    def solution(module, state):
+    def solution(module, given):
         own = module.state_dict()
-        fits = {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+        fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
         module.load_state_dict(fits, strict=False)
         return sorted(own.keys() - fits.keys())
 
-    def wrong_not_strict(module, state):
+    def wrong_not_strict(module, given):
         "`strict=False` forgives names, but no wrong shape: then nothing is loaded."
-        return sorted(module.load_state_dict(state, strict=False).missing_keys)
+        return sorted(module.load_state_dict(given, strict=False).missing_keys)
 
-    def wrong_only_names(module, state):
+    def wrong_only_names(module, given):
         "Names that are in both are reported as loaded, though the shape of some didn't fit."
         own = module.state_dict()
-        fits = {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+        fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
         module.load_state_dict(fits, strict=False)
-        return sorted(own.keys() - state.keys())
+        return sorted(own.keys() - given.keys())
 
-    def wrong_what_was_loaded(module, state):
+    def wrong_what_was_loaded(module, given):
         "These are the names that were loaded. Asked for are those that were not."
         own = module.state_dict()
-        fits = {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+        fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
         module.load_state_dict(fits, strict=False)
         return sorted(fits)
 
-    def wrong_into_a_copy(module, state):
+    def wrong_into_a_copy(module, given):
         "`state_dict()` is a copy. Changing it doesn't change the module."
         own = module.state_dict()
-        fits = {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+        fits = {n: v for n, v in given.items() if n in own and own[n].shape == v.shape}
         own.update(fits)
         return sorted(own.keys() - fits.keys())
 
@@ -273,10 +275,10 @@ questions = Quiz(
     Question(
         "`self.scale = Tensor([1.0, 2.0])` in a module. What is `scale`?",
         right="a buffer",
-        because="it requires no gradient when it is assigned; it is saved and moved, and not trained",
+        because="it requires no gradient when it is assigned; it is saved and moved, not trained",
         wrong={
             "a parameter": "for that it would have to require a gradient: `Parameter([1.0, 2.0])`",
-            "an ordinary attribute": "tensors always have a role, so that `to()` and files find them",
+            "an ordinary attribute": "a tensor always has a role: `to()` and files must find it",
             "an error": "it is what running means and masks need",
         },
     ),

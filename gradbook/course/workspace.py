@@ -333,7 +333,8 @@ def answer_of(root: Path, exercise: type[Exercise]) -> Any:
     future = False
     for number, code in enumerate(cells):
         last = number == len(cells) - 1
-        future = define(code, names, f"{file}, cell {number}", last, future)
+        with time_limit(exercise.seconds if last else 60):  # what is imported may take a while
+            future = define(code, names, f"{file}, cell {number}", last, future)
     if exercise.function not in names:
         raise WorkspaceError(f"{file}: exercise {exercise.id} defines no {exercise.function}")
     return names[exercise.function]
@@ -343,9 +344,7 @@ def judge_saved(root: Path, exercise: type[Exercise]) -> Result:
     "Judge what is saved in the workspace."
     try:
         with redirect_stdout(sys.stderr):
-            with time_limit(exercise.seconds):
-                answer = answer_of(root, exercise)
-            return judge(exercise, answer)
+            return judge(exercise, answer_of(root, exercise))
     except TimeUp:
         head = "the cell itself does not end; is there a loop outside the function?"
         return judgement(exercise, "timeout", head)

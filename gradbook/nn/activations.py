@@ -8,7 +8,7 @@ from typing import Any, cast
 from .module import Module, Parameter
 from ..tensor import elementwise, reduce
 from ..tensor.core import Tensor
-from ..tensor.elementwise import abs, clip, expm1, tanh, where
+from ..tensor.elementwise import abs, expm1, tanh, where
 
 # %% auto #0
 __all__ = ['leaky_relu', 'elu', 'ReLU', 'Hardtanh', 'ReLU6', 'Tanh', 'Sigmoid', 'LogSigmoid', 'Softsign', 'LeakyReLU', 'PReLU',
@@ -42,7 +42,7 @@ class Hardtanh(Module):
 
     def forward(self, x: Any) -> Tensor:
         "from `low` to `high`"
-        return clip(x, self.low, self.high)
+        return where(x <= self.low, self.low, where(x >= self.high, self.high, x))
 
     def extra_repr(self) -> str:
         "The ends."

@@ -62,7 +62,9 @@ def as_key(key: Key | int | None) -> Key:
     return key if isinstance(key, Key) else random.key(key)
 
 # %% ../../nbs/11_module.ipynb #eaa8373f
-def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, key: Key | int | None = None) -> Tensor:
+def uniform_(
+    tensor: Tensor, a: float = 0.0, b: float = 1.0, key: Key | int | None = None
+) -> Tensor:
     "Fill with numbers from `a` up to `b`, all equally likely."
     values = random.uniform(as_key(key), tensor.shape, a, b, tensor.dtype, tensor.device)
     return assign_(tensor, wrap(values))
@@ -177,12 +179,14 @@ def kaiming_normal_(
 
 def lecun_uniform_(tensor: Tensor, key: Key | int | None = None) -> Tensor:
     "Variance 1 / fan-in, uniform. LeCun et al. (1998)."
-    return around_zero(tensor, kaiming_std(tensor, 0.0, "fan_in", "linear", "lecun_uniform_"), False, key)
+    std = kaiming_std(tensor, 0.0, "fan_in", "linear", "lecun_uniform_")
+    return around_zero(tensor, std, False, key)
 
 
 def lecun_normal_(tensor: Tensor, key: Key | int | None = None) -> Tensor:
     "Variance 1 / fan-in, normal. LeCun et al. (1998)."
-    return around_zero(tensor, kaiming_std(tensor, 0.0, "fan_in", "linear", "lecun_normal_"), True, key)
+    std = kaiming_std(tensor, 0.0, "fan_in", "linear", "lecun_normal_")
+    return around_zero(tensor, std, True, key)
 
 # %% ../../nbs/11_module.ipynb #102cedca
 def trunc_normal_(

@@ -29,31 +29,31 @@ from ..tensor.shape import flatten
 from ..tensor.transforms import Mapped, Params, Values, aligned, multiplied
 
 # %% auto #0
-__all__ = ['rows', 'back_to_input', 'batched_linear', 'linear', 'misfit', 'Linear', 'whole', 'Identity', 'Flatten']
+__all__ = ['as_rows', 'back_to_input', 'batched_linear', 'linear', 'misfit', 'Linear', 'whole', 'Identity', 'Flatten']
 
 # %% ../../nbs/11_module.ipynb #d3c00600
 @primitive
 def _linear(xp: Any, x: Any, weight: Any, bias: Any) -> Any:
     "x @ weight.T + bias, for all rows in one product."
     out = xp.matmul(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), weight.T)
-    out += bias
+    out = xp.add(out, bias, out=out if out.dtype == bias.dtype else None)
     return out if x.ndim == 2 else out.reshape(*x.shape[:-1], len(bias))
 
 
-def rows(x: Tensor) -> Tensor:
+def as_rows(x: Tensor) -> Tensor:
     "All axes but the last as one."
     shape = (math.prod(x.shape[:-1]), x.shape[-1])
     return x if x.ndim == 2 else cast(Tensor, reshape(x, shape=shape))
 
 
 def back_to_input(g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    d = cast(Tensor, matrix_multiply(rows(g), weight))
+    d = cast(Tensor, matrix_multiply(as_rows(g), weight))
     return d if x.ndim == 2 else cast(Tensor, reshape(d, shape=x.shape))
 
 
 _linear.def_vjps(
     lambda g, out, x, w, b: unbroadcast(back_to_input(g, x, w), x),
-    lambda g, out, x, w, b: unbroadcast(matrix_multiply(swapped(rows(g)), rows(x)), w),
+    lambda g, out, x, w, b: unbroadcast(matrix_multiply(swapped(as_rows(g)), as_rows(x)), w),
     lambda g, out, x, w, b: unbroadcast(g, b),
 )
 _linear.def_jvps(
@@ -84,15 +84,15 @@ _linear.primitive.batch = batched_linear
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     "`x @ weight.mT + bias`: (..., in), (out, in), (out,) -> (..., out). Raises ShapeError."
     x, weight = as_tensor(x), as_tensor(weight)
-    shape, (*out_axes, width) = x.shape, weight.shape or (0,)
-    if not shape or len(out_axes) != 1 or shape[-1] != width:
+    shape, sizes = x.shape, weight.shape
+    if not shape or len(sizes) != 2 or shape[-1] != sizes[1]:
         raise misfit(x, weight)
-    if bias is not None and (bias := as_tensor(bias)).shape != tuple(out_axes):
-        raise ShapeError(f"linear: weight {weight.shape} takes no bias of shape {bias.shape}")
+    if bias is not None and (bias := as_tensor(bias)).shape != sizes[:1]:
+        raise ShapeError(f"linear: weight {sizes} takes no bias of shape {bias.shape}")
     if len(shape) == 1:
         x = reshape(x, shape=(1, *shape))
     out = matrix_multiply(x, swapped(weight)) if bias is None else _linear(x, weight, bias)
-    return cast(Tensor, reshape(out, shape=out.shape[1:]) if len(shape) == 1 else out)
+    return cast(Tensor, reshape(out, shape=sizes[:1]) if len(shape) == 1 else out)
 
 
 def misfit(x: Tensor, weight: Tensor) -> ShapeError:

@@ -71,7 +71,8 @@ REDUCTIONS = ("mean", "sum", "none")
 def check_reduction(reduction: str, known: tuple[str, ...] = REDUCTIONS) -> str:
     "`reduction` if we know it; raises ValueError."
     if reduction not in known:
-        raise ValueError(f"reduction={reduction!r}; one of {', '.join(map(repr, known))} expected")
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"reduction={reduction!r}; one of {names} expected")
     return reduction
 
 
@@ -87,9 +88,11 @@ def alike(name: str, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
     "Both as tensors of floats; raises ShapeError unless they have one shape."
     x, y = floated(outputs), floated(targets)
     if x.shape != y.shape:
-        same = x.size == y.size
-        hint = f"; reshape one of them, or each is compared with all {y.size}" if same else ""
-        raise ShapeError(f"{name}: outputs {x.shape}, targets {y.shape}: one shape needed{hint}")
+        hint = ""
+        if x.size == y.size:
+            hint = f"; reshape one of them, or each is compared with all {y.size}"
+        shapes = f"outputs {x.shape}, targets {y.shape}"
+        raise ShapeError(f"{name}: {shapes}: one shape needed{hint}")
     return x, y
 
 # %% ../../nbs/12_losses.ipynb #8b5d28c0
@@ -148,7 +151,7 @@ binary_surprisal.example((2, 3), (2, 3), low=-3, high=3)
 binary_surprisal.example((2, 3), (3,), low=-3, high=3)
 binary_surprisal.example((2, 3), 1.0, low=-3, high=3)
 
-# %% ../../nbs/12_losses.ipynb #705ec2bf
+# %% ../../nbs/12_losses.ipynb #d18b6201
 def seen(x: Tensor) -> Any:
     "The array of a tensor; under `vmap`, the one with all examples."
     while isinstance(x, Batched):
@@ -162,7 +165,8 @@ def check_probabilities(name: str, targets: Tensor) -> None:
     if isinstance(values, np.ndarray) and values.size:  # on a GPU, to look is to wait
         low, high = values.min(), values.max()
         if low < -1e-6 or high > 1 + 1e-6:  # rounding is forgiven
-            raise ValueError(f"{name}: targets from {low:g} to {high:g}; they lie between 0 and 1")
+            found = f"targets from {low:g} to {high:g}"
+            raise ValueError(f"{name}: {found}; they lie between 0 and 1")
 
 # %% ../../nbs/12_losses.ipynb #5556bd76
 def binary_cross_entropy_with_logits(
@@ -172,7 +176,7 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Any = None,
 ) -> Tensor:
-    """-log of the probability of `targets`, 1 or 0 or between, where that of 1 is sigmoid(logits).
+    """-log of the probability of `targets`, 1 or 0 or between; sigmoid(logits) is that of 1.
 
     `logits` and `targets` have one shape. `weight` multiplies the losses, `pos_weight` the part
     of 1; both broadcast. Raises ShapeError, ValueError.
@@ -183,7 +187,8 @@ def binary_cross_entropy_with_logits(
     if pos_weight is None:
         losses = binary_surprisal(z, y)
     else:
-        losses = pos_weight * y * binary_surprisal(z, 1.0) + (1.0 - y) * binary_surprisal(z, 0.0)
+        yes, no = y * binary_surprisal(z, 1.0), (1.0 - y) * binary_surprisal(z, 0.0)
+        losses = pos_weight * yes + no
     return reduced(losses if weight is None else weight * losses, reduction)
 
 # %% ../../nbs/12_losses.ipynb #3744d8f7
@@ -220,7 +225,7 @@ def surprisal_slope(xp: Any, g: Any, x: Any, targets: Any, *, axis: int) -> Any:
     p *= xp.expand_dims(g, axis)
     return p
 
-# %% ../../nbs/12_losses.ipynb #30f2dc46
+# %% ../../nbs/12_losses.ipynb #f3c15e08
 def picked(x: Any, targets: Any, axis: int) -> Any:
     "The target's entry of each row of classes along `axis`."
     index = reshape(targets, shape=(*targets.shape[:axis], 1, *targets.shape[axis:]))
@@ -235,7 +240,8 @@ def moved(t: Any, x: Any, targets: Any, axis: int) -> Any:
 
 def bent(g: Any, h: Any, x: Any, axis: int) -> Any:
     "What `h` along the logits does to the slope: its derivative is symmetric."
-    return multiply(spread(g, axis, x.shape), softmax_slope(h, softmax(x, axis=axis), axis=axis))
+    bend = softmax_slope(h, softmax(x, axis=axis), axis=axis)
+    return multiply(spread(g, axis, x.shape), bend)
 
 # %% ../../nbs/12_losses.ipynb #2c04e269
 surprisal.def_vjps(lambda g, out, x, t, axis: surprisal_slope(g, x, t, axis=axis))
@@ -369,7 +375,7 @@ def nll_loss(
 
 # %% ../../nbs/12_losses.ipynb #871961fa
 def evenly(x: Tensor, w: Tensor | None, axis: int) -> Tensor:
-    "The mean over the classes of -log p, weighted: cross-entropy to no class in particular."
+    "The mean over the classes of -log p, weighted: cross-entropy to no class at all."
     losses = log_softmax(x, axis=axis)
     if w is not None:
         losses = multiply(losses, column(w, x, axis))
@@ -407,7 +413,7 @@ def cross_entropy(
     x, t = floated(logits), as_tensor(targets)
     axis = class_axis("cross_entropy", x)
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"cross_entropy: label_smoothing={label_smoothing}; 0 to 1 expected")
+        raise ValueError(f"cross_entropy: label_smoothing={label_smoothing}; 0 to 1 needed")
     classes = x.shape[axis]
     w = None if weight is None else class_weights("cross_entropy", weight, x, classes)
     if t.dtype in FLOATS and t.shape == x.shape:

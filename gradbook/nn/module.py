@@ -19,9 +19,9 @@ from ..tensor.core import FLOATS, Tensor, assign_, to, wrap
 
 # %% auto #0
 __all__ = ['Hook', 'ModuleError', 'StateError', 'Parameter', 'hidden', 'check_hidden', 'role_of', 'Parts', 'joined', 'walk',
-           'tensors', 'saved', 'fitted', 'unmatched_names', 'Unmatched', 'Values', 'equal_arrays', 'move_', 'Module',
-           'Row', 'own_row', 'rows_of', 'table_of', 'ModuleList', 'part_of', 'Sequential', 'ModuleDict', 'borrowed',
-           'functional_call']
+           'tensors', 'saved', 'fitted', 'unmatched_names', 'equal_arrays', 'values_for', 'Unmatched', 'Stateful',
+           'move_', 'Module', 'Row', 'own_row', 'rows_of', 'table_of', 'ModuleList', 'part_of', 'Sequential',
+           'ModuleDict', 'borrowed', 'functional_call']
 
 # %% ../../nbs/11_module.ipynb #c49900de
 class ModuleError(ValueError):
@@ -215,6 +215,27 @@ def unmatched_names(missing: list[str], unexpected: list[str]) -> list[str]:
         lines.append(f"unexpected: {name}" + (f"; did you mean {close[0]}?" if close else ""))
     return lines
 
+
+def equal_arrays(x: Any, y: Any) -> bool:
+    "Whether two arrays have the same shape and elements; NaN is equal to NaN here."
+    return np.array_equal(to_numpy(x), to_numpy(y), equal_nan=True)
+
+
+def values_for(
+    own: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> tuple[dict[int, Any], list[str]]:
+    "An array for each tensor that `state` has a name of, by identity; and what is wrong."
+    values: dict[int, Any] = {}
+    trouble = []
+    for name, tensor in own.items():
+        if name not in state:
+            continue
+        value, problem = fitted(tensor, state[name])
+        if not problem and not equal_arrays(values.setdefault(id(tensor), value), value):
+            problem = "not the value of the tensor that it is tied to"
+        trouble += [f"{name}: {problem}"] if problem else []
+    return values, trouble
+
 # %% ../../nbs/11_module.ipynb #6ced0f79
 class Unmatched(NamedTuple):
     "The names that `load_state_dict(..., strict=False)` left alone."
@@ -223,7 +244,7 @@ class Unmatched(NamedTuple):
     unexpected_keys: list[str]
 
 
-class Values(Parts):
+class Stateful(Parts):
     "Parts whose tensors are saved, loaded, moved and frozen together."
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -241,24 +262,14 @@ class Values(Parts):
         own = saved(self)
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
-        trouble = unmatched_names(missing, unexpected) if strict else []
-        values: dict[int, Any] = {}
-        for name, tensor in own.items():
-            if name in state:
-                value, problem = fitted(tensor, state[name])
-                first = values.get(id(tensor))
-                if first is not None and not problem and not equal_arrays(first, value):
-                    problem = "not the value of the tensor that it is tied to"
-                if problem:
-                    trouble.append(f"{name}: {problem}")
-                else:
-                    values[id(tensor)] = value
+        values, trouble = values_for(own, state)
+        trouble = [*(unmatched_names(missing, unexpected) if strict else ()), *trouble]
         if trouble:
             kind = type(self).__name__
             raise StateError("\n  ".join([f"{kind}.load_state_dict: nothing was loaded", *trouble]))
-        for tensor in own.values():
-            if (value := values.pop(id(tensor), None)) is not None:
-                assign_(tensor, wrap(value))
+        for tensor in {id(t): t for t in own.values()}.values():
+            if id(tensor) in values:
+                assign_(tensor, wrap(values[id(tensor)]))
         return Unmatched(missing, unexpected)
 
     def to(self, device: Device | str | None = None, dtype: Any = None) -> Self:
@@ -280,10 +291,6 @@ class Values(Parts):
             p.requires_grad_(requires_grad)
         return self
 
-
-def equal_arrays(x: Any, y: Any) -> bool:
-    return np.array_equal(to_numpy(x), to_numpy(y), equal_nan=True)
-
 # %% ../../nbs/11_module.ipynb #b468383f
 def move_(tensor: Tensor, device: Device | None, dtype: np.dtype[Any] | None) -> None:
     "Another device or dtype for the same tensor, and for its gradient."
@@ -299,7 +306,7 @@ def move_(tensor: Tensor, device: Device | None, dtype: np.dtype[Any] | None) ->
 Hook: TypeAlias = "Callable[[Module, tuple[Any, ...], Any], Any]"
 
 
-class Module(Values):
+class Module(Stateful):
     """A part of a network, and a tree of parts: it computes `forward` when it is called.
 
     What is assigned to an attribute has a role: a tensor that requires a gradient is a parameter,
@@ -386,7 +393,8 @@ def own_row(module: Module, name: str, depth: int, seen: dict[int, str], path: s
         size += tensor.size if role == "parameter" else 0
         note = "" if tensor.requires_grad else " buffer" if role == "buffer" else " frozen"
         words.append(f"{key} {tensor.shape}{note}")
-    return Row(depth, name, f"{type(module).__name__}({module.extra_repr()})", ", ".join(words), size)
+    kind = f"{type(module).__name__}({module.extra_repr()})"
+    return Row(depth, name, kind, ", ".join(words), size)
 
 
 def rows_of(module: Module, name: str, depth: int, seen: dict[int, str], path: str) -> list[Row]:
@@ -418,11 +426,13 @@ def table_of(module: Module) -> str:
     a, b, c = (max(map(len, column)) for column in columns)
     lines = [f"{x:{a}}  {y:{b}}  {z:>{c}}".rstrip() for x, y, z in zip(*columns)]
     params = list(module.parameters())
+    if len(rows) == 1 and not params:
+        return lines[0]
     dtypes = "/".join(dict.fromkeys(str(p.dtype) for p in params))
     total = f"{sum(p.size for p in params):,} parameters"
     return "\n".join([*lines, f"{total}, {dtypes}" if dtypes else total])
 
-# %% ../../nbs/11_module.ipynb #c69edda7
+# %% ../../nbs/11_module.ipynb #86186ae6
 class ModuleList(Module):
     "Modules in a row, numbered from 0, to loop over."
 
@@ -471,7 +481,7 @@ def part_of(whole: Module, place: object, part: Any) -> Module:
     hint = f"; did you mean {name}()?" if isinstance(part, type) else ""
     raise ModuleError(f"{type(whole).__name__}: {name} at {place!r} is no module{hint}")
 
-
+# %% ../../nbs/11_module.ipynb #2ec6e828
 class Sequential(ModuleList):
     "Modules one after the other: each gets what the one before returns."
 

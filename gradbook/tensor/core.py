@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,8 +49,8 @@ __all__ = ['new', 'next_number', 'NO_PARAMS', 'FLOATS', 'Hook', 'Rule', 'TABLE',
            'as_python', 'matrix_transposed', 'transposed', 'copied', 'reduced', 'reach', 'between', 'total', 'hooked',
            'sweep', 'quiet_anomalies', 'checked', 'constant', 'zeros_like', 'rules_at', 'backward', 'seed', 'gradients',
            'register_hook', 'check_unchanged', 'changed_since', 'assign_', 'stamped', 'overwritten', 'custom_vjp',
-           'checkpoint', 'variable', 'detect_anomaly', 'Anomalies', 'trouble_in', 'faults', 'described', 'place',
-           'inside']
+           'checkpoint', 'variable', 'detect_anomaly', 'Anomalies', 'trouble_in', 'faults', 'described', 'caller',
+           'place', 'inside']
 
 # %% ../../nbs/08_tensor.ipynb #f0553450
 if TYPE_CHECKING:
@@ -542,7 +543,11 @@ def binary(primitive: Primitive) -> Callable[[Any, Any], Any]:
             data = impl(np, a, b)
         except (ValueError, TypeError, IndexError) as error:
             raise explained(error, primitive, (a, b), NO_PARAMS) from error
-        if type(data) is not ndarray or data.dtype is not FLOAT32:
+        if (
+            type(data) is not ndarray
+            or data.dtype is not FLOAT32
+            or (getattr(a, "dtype", 0) is not FLOAT32 and getattr(b, "dtype", 0) is not FLOAT32)
+        ):
             data = tidy(data, primitive, (a, b))
             if type(data) is tuple:
                 return results(data, primitive, (x, y), needs)
@@ -599,31 +604,37 @@ def several(primitive: Primitive) -> Callable[..., Any]:
 # %% ../../nbs/08_tensor.ipynb #706e74ab
 @primitive(elementwise=True)
 def add(xp: Any, x: Any, y: Any) -> Any:
+    "x + y. Raises ShapeError if the shapes do not broadcast."
     return x + y
 
 
 @primitive(elementwise=True)
 def subtract(xp: Any, x: Any, y: Any) -> Any:
+    "x - y. Raises ShapeError if the shapes do not broadcast."
     return x - y
 
 
 @primitive(elementwise=True)
 def multiply(xp: Any, x: Any, y: Any) -> Any:
+    "x * y. Raises ShapeError if the shapes do not broadcast."
     return x * y
 
 
 @primitive(elementwise=True)
 def divide(xp: Any, x: Any, y: Any) -> Any:
+    "x / y, always floats. Raises ShapeError if the shapes do not broadcast."
     return xp.true_divide(x, y)
 
 
 @primitive
 def negative(xp: Any, x: Any) -> Any:
+    "-x."
     return -x
 
 
 @primitive
 def identity(xp: Any, x: Any) -> Any:
+    "x itself, as a new result."
     return x
 
 
@@ -634,11 +645,13 @@ def floats(x: Any) -> Any:
 
 @primitive
 def exp(xp: Any, x: Any) -> Any:
+    "e to the power x."
     return xp.exp(floats(x))
 
 
 @primitive
 def log(xp: Any, x: Any) -> Any:
+    "The natural logarithm: -inf at 0, NaN below."
     return xp.log(floats(x))
 
 # %% ../../nbs/08_tensor.ipynb #5afce28f
@@ -810,6 +823,8 @@ def axes_of(axis: int | tuple[int, ...] | None, ndim: int, name: str) -> tuple[i
         return tuple(range(ndim))
     axes = axis if isinstance(axis, tuple) else (axis,)
     for k in axes:
+        if not isinstance(k, (int, np.integer)):
+            raise TypeError(f"{name}: axis={axis!r}; a whole number, a tuple of them, or None")
         if not -ndim <= k < ndim:
             raise ShapeError(f"{name}: axis {k} of a tensor with {ndim} axes")
     out = tuple(k % ndim for k in axes)
@@ -914,7 +929,10 @@ def as_numpy(x: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarr
 
 def without_history(x: Tensor) -> Tensor:
     if x._needs:
-        raise GraphError("arrays have no history: x.detach() first, or x.numpy()")
+        raise GraphError(
+            "arrays have no history: x.detach() first, or x.numpy();"
+            " of a list, stack([x, y]) makes one tensor"
+        )
     return x
 
 
@@ -1440,25 +1458,30 @@ def described(x: Any) -> str:
     return f"{x.dtype}{list(x.shape)} from {low:.4g} to {high:.4g}"
 
 # %% ../../nbs/08_tensor.ipynb #68c68292
+def caller() -> FrameType:
+    "The innermost call that is not the library's."
+    frame = sys._getframe(1)
+    while inside(frame) and frame.f_back:
+        frame = frame.f_back
+    return frame
+
+
 def place() -> str:
     "The line outside the library that called us."
-    frame: FrameType | None = sys._getframe(1)
-    while frame and frame.f_back and inside(frame):
-        frame = frame.f_back
-    if frame is None:
-        return "an unknown line"
+    frame = caller()
     path, line = frame.f_code.co_filename, frame.f_lineno
     text = linecache.getline(path, line).strip()
     name = "a notebook cell" if path.startswith("<") or "ipykernel" in path else Path(path).name
     return f"line {line} of {name}" + (f', "{text}"' if text else "")
 
 
-HERE = str(Path(asarray.__code__.co_filename).parents[1])
+HERE = f"{Path(asarray.__code__.co_filename).parents[1]}{os.sep}"
 OURS = {
     f.__code__
     for f in (
-        *(place, bind, recorded, note, part, sum, matmul, backward, sweep, rules_at, unbroadcast),
-        *(add, exp, astype, flipped(add), Anomalies.look, Anomalies.look_back, Anomalies.remember),
+        *(caller, place, bind, recorded, note, part, sum, matmul, backward, sweep, rules_at),
+        *(unbroadcast, add, exp, astype, flipped(add)),
+        *(Anomalies.look, Anomalies.look_back, Anomalies.remember),
     )
 }
 

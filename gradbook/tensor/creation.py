@@ -347,14 +347,14 @@ def result_type(*arrays_and_dtypes: Any) -> Dtype:
     kinds = [dtype_of(x) for x in arrays_and_dtypes if type(x) not in (bool, int, float)]
     if not kinds:
         return backend.asarray(sum(numbers)).dtype if numbers else default_dtype()
-    found = np.result_type(*kinds)
+    floats = [kind for kind in kinds if kind.kind == "f"]  # whole numbers go along with them
+    found = np.result_type(*(floats or kinds))
     order = "biuf"
     for x in numbers:
         mine = {bool: "b", int: "i", float: "f"}[type(x)]
         if order.index(mine) > order.index(found.kind) and not (mine == "i" and found.kind == "u"):
             found = default_dtype() if mine == "f" else DTYPES["int64"]
-    float64 = DTYPES["float64"]
-    return default_dtype() if found == float64 and float64 not in kinds else DTYPES[found.name]
+    return default_dtype() if found.kind == "f" and not floats else DTYPES[found.name]
 
 # %% ../../nbs/09b_shape.ipynb #8350d29e
 @dataclass(frozen=True)

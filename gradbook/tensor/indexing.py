@@ -96,9 +96,10 @@ def add_at(out: Any, rows: Any, g: Any) -> None:
 def rows_of(indices: Sequence[Any], lengths: Sequence[int], axis: int) -> Any:
     "Index arrays for several axes as one flat array: the row in a table of all their places."
     rows: Any = 0
+    some = all(index.size for index in indices)  # nothing is looked up in vain, says NumPy too
     for k, (index, n) in enumerate(zip(indices, lengths)):
         on_cpu = isinstance(index, np.ndarray)  # on a GPU, to look is to wait
-        if on_cpu and index.size and (index.min() < -n or index.max() >= n):
+        if on_cpu and some and (index.min() < -n or index.max() >= n):
             bad = index.min() if index.min() < -n else index.max()
             raise IndexError(f"index {bad} is out of range for axis {axis + k} with size {n}")
         rows = rows * n + (index.astype("int64") + n * (index < 0))

@@ -18,6 +18,7 @@ from .backend import Device, DtypeError
 from gradbook.tensor.core import (
     FLOATS,
     NO_PARAMS,
+    AnomalyError,
     GraphError,
     Primitive,
     Rule,
@@ -28,6 +29,7 @@ from gradbook.tensor.core import (
     axes_of,
     bind,
     broadcast_to,
+    caller,
     enable_grad,
     matrix_multiply,
     multiply,
@@ -150,6 +152,21 @@ class Dual(Inner):
     def _alias(self) -> Tensor:
         return Dual(self.primal, self.tangent, self.level)
 
+    def still(self) -> Tensor:
+        "The primal, for arrays, which have no tangent; TransformError if that would lose one."
+        if self.tangent is not None:
+            raise TransformError(
+                "jvp: arrays have no tangent: x.detach() first, or x.numpy();"
+                " of a list, stack([x, y]) makes one tensor"
+            )
+        return self.primal
+
+    def __array__(self, *args: Any, **options: Any) -> Any:
+        return self.still().__array__(*args, **options)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.still().__dlpack__(**options)
+
     def __repr__(self) -> str:
         return f"Dual(level {self.level}: {self.primal!r}, tangent {self.tangent!r})"
 
@@ -165,7 +182,10 @@ def carried(
     outs = out if type(out) is tuple else (out,)
     moved: Any = (None,) * len(outs)
     if any(t is not None for t in tangents) and any(o.dtype in FLOATS for o in outs):
-        moved = pushed(primitive, tangents, out, primals, params)
+        try:
+            moved = pushed(primitive, tangents, out, primals, params)
+        except AnomalyError as error:
+            raise AnomalyError(f"the tangent of {primitive.name}: {error}") from None
     rows = zip(outs, moved if type(moved) is tuple else (moved,))
     duals = tuple(with_tangent(o, t, level) if o.dtype in FLOATS else o for o, t in rows)
     return duals if type(out) is tuple else duals[0]
@@ -742,7 +762,8 @@ def looped(primitive: Primitive, values: Values, mapped: Mapped, params: Params)
     if primitive.name not in warned:
         warned.add(primitive.name)
         text = f"vmap: {primitive.name} has no batching rule; {size} examples are done one by one"
-        warnings.warn(text, VmapFallbackWarning, stacklevel=6)
+        line = caller()
+        warnings.warn_explicit(text, VmapFallbackWarning, line.f_code.co_filename, line.f_lineno)
     if not size:
         raise ShapeError(f"vmap: {primitive.name} has no batching rule, and there are no examples")
     columns = [unstack(x) if m else (x,) * size for x, m in zip(values, mapped)]
