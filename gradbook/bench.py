@@ -26,7 +26,8 @@ __all__ = ['THREAD_VARIABLES', 'Runner', 'BENCHMARKS', 'Race', 'duration', 'Timi
            'processor', 'cores', 'machine', 'limit_threads', 'threads', 'as_text', 'as_html', 'Comparison', 'compare',
            'measure', 'MissingExtra', 'Row', 'rows_of', 'Report', 'Benchmark', 'benchmark', 'moons_training',
            'moons_race', 'micrograd_race', 'peer', 'torch_alike', 'report_of', 'mean_ratio', 'chain', 'chain_race',
-           'eager_race', 'there_and_back', 'large_race', 'arrays_race', 'random_race']
+           'eager_race', 'there_and_back', 'large_race', 'arrays_race', 'random_race', 'adamw_race', 'mlp_steps',
+           'mlp_race', 'optimizer_race', 'mean_accuracy']
 
 # %% ../nbs/92_bench.ipynb #16493ab7
 def duration(seconds: float) -> str:
@@ -558,3 +559,124 @@ def random_race(repeat: int = 20) -> Report:
     rate = count / races["uniform"]["gradbook"].median / 1e6
     summary = f"gradbook draws {rate:.0f} million uniform numbers a second, on one core"
     return report_of("random", races, (), summary, millions_a_second=rate)
+
+# %% ../nbs/92_bench.ipynb #493f92bd
+@benchmark("adamw", "a step of AdamW: 10 million parameters in 60 tensors")
+def adamw_race(repeat: int = 20) -> Report:
+    "gradbook, PyTorch's default and PyTorch's fused AdamW; raises MissingExtra."
+    import numpy as np
+
+    from gradbook.optim.adam import AdamW
+    from gradbook.tensor.core import Tensor, wrap
+
+    torch, rng = torch_alike(), np.random.default_rng(0)
+    weights = [rng.standard_normal(166_667, dtype=np.float32) for _ in range(60)]
+    slopes = [0.01 * rng.standard_normal(166_667, dtype=np.float32) for _ in range(60)]
+    ours = [Tensor(w, requires_grad=True) for w in weights]
+    theirs, fused = ([torch.nn.Parameter(torch.tensor(w)) for w in weights] for _ in range(2))
+    for p, q, r, g in zip(ours, theirs, fused, slopes, strict=True):
+        p.grad, q.grad, r.grad = wrap(g), torch.tensor(g), torch.tensor(g)
+    steps: dict[str, Any] = {
+        "gradbook": AdamW(ours).step,
+        "torch": torch.optim.AdamW(theirs).step,
+        "fused": torch.optim.AdamW(fused, fused=True).step,
+    }
+    for step in steps.values():
+        for _ in range(10):
+            step()
+    apart = max(
+        float(abs(p.data - q.detach().numpy()).max()) for p, q in zip(ours, theirs, strict=True)
+    )
+    if not apart < 1e-5:
+        raise ValueError(f"adamw: gradbook and PyTorch are {apart:.1g} apart after ten steps")
+    times = compare(repeat=repeat, **steps)
+    ratios = {row.engine: row.ratio for row in rows_of("step", times)}
+    summary = (
+        f"gradbook takes {ratios['torch']:.2f} times as long as PyTorch's default,"
+        f" {ratios['fused']:.2f} times as long as its fused AdamW"
+    )
+    return report_of("adamw", {"step": times}, ("torch",), summary, parameters=10_000_020)
+
+# %% ../nbs/92_bench.ipynb #c52a660d
+def mlp_steps() -> tuple[Callable[[], float], Callable[[], float]]:
+    "A training step of gradbook's and of PyTorch's 784-256-128-10; each returns its loss."
+    import numpy as np
+
+    from gradbook.nn.losses import cross_entropy
+    from gradbook.optim.adam import AdamW
+    from gradbook.optim.race import perceptron
+    from gradbook.tensor.core import Tensor
+
+    torch, rng = torch_alike(), np.random.default_rng(0)
+    ours, sizes = perceptron(0), [(784, 256), (256, 128), (128, 10)]
+    a, b, c = (torch.nn.Linear(*size) for size in sizes)
+    theirs = torch.nn.Sequential(a, torch.nn.ReLU(), b, torch.nn.ReLU(), c)
+    with torch.no_grad():
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            q.copy_(torch.tensor(p.data))
+    x, y = rng.random((128, 784), dtype=np.float32), rng.integers(0, 10, 128)
+    mine, other = (Tensor(x), Tensor(y)), (torch.tensor(x), torch.tensor(y))
+    one = AdamW(ours.parameters(), lr=1e-3)
+    two = torch.optim.AdamW(theirs.parameters(), lr=1e-3)
+
+    def gradbook_step() -> float:
+        one.zero_grad()
+        loss = cross_entropy(ours(mine[0]), mine[1])
+        loss.backward()
+        one.step()
+        return float(loss)
+
+    def torch_step() -> float:
+        two.zero_grad()
+        loss = torch.nn.functional.cross_entropy(theirs(other[0]), other[1])
+        loss.backward()
+        two.step()
+        return float(loss.item())
+
+    return gradbook_step, torch_step
+
+
+@benchmark("mlp", "a training step of a 784-256-128-10 network, batch 128, AdamW")
+def mlp_race(repeat: int = 20) -> Report:
+    "gradbook and PyTorch: zero_grad, forward, cross-entropy, backward, step; raises MissingExtra."
+    ours, theirs = mlp_steps()
+    apart = max(abs(ours() - theirs()) for _ in range(5))
+    if not apart < 1e-4:
+        raise ValueError(f"mlp: the losses of gradbook and PyTorch are {apart:.1g} apart")
+    times = compare(repeat=repeat, collector=True, gradbook=ours, torch=theirs)
+    ratio = rows_of("training step", times)[1].ratio
+    summary = f"gradbook takes {ratio:.2f} times as long as PyTorch"
+    return report_of("mlp", {"training step": times}, ("torch",), summary, parameters=235_146)
+
+# %% ../nbs/92_bench.ipynb #ffbb686c
+@benchmark("optim", "six optimisers on MNIST: three seeds, equal steps and equal time")
+def optimizer_race(repeat: int = 20) -> Report:
+    "The race of chapter 14, with 50 steps for each repetition."
+    from gradbook import __version__
+    from gradbook.optim import race
+
+    data = race.track()
+    steps: dict[str, Any] = dict(race.step_functions(data))
+    times = compare(repeat=5 * repeat, seconds=60, collector=True, **steps)
+    seconds = {t.case: t.median for t in times.timings}
+    found = race.race(50 * repeat, data=data, seconds=seconds, say=partial(print, file=sys.stderr))
+    first = times["SGD"].median
+    rows = [
+        Row("training step", t.case, t.median, t.low, t.high, first / t.median)
+        for t in times.timings
+    ]
+    best = {
+        part: max(race.RATES, key=lambda name: mean_accuracy(found["results"][name][part]))
+        for part in ("equal steps", "equal time")
+    }
+    summary = f"best after equal steps: {best['equal steps']}, after equal time: {best['equal time']}"
+    versions = {"python": platform.python_version(), "gradbook": __version__}
+    return Report(
+        "optim", times.machine, times.threads, versions | {"numpy": version("numpy")}, tuple(rows),
+        found, summary,
+    )
+
+
+def mean_accuracy(runs: Sequence[Sequence[float]]) -> float:
+    "Of the runs of a race, each with its loss and its accuracy."
+    return statistics.mean(right for _, right in runs)
