@@ -4,6 +4,8 @@ PY := .venv/bin/python
 PORT ?= 8000
 # How many chapters run at the same time.
 JOBS ?= 2
+# `make test FULL=1` reaches the tests as a variable of the environment.
+export FULL
 
 .DEFAULT_GOAL := help
 .PHONY: help book test lint lab serve bench run clean
@@ -19,7 +21,7 @@ book: .venv/done ## build the website: stage, render, check
 	@echo
 	@echo "The book is in _site/index.html.  To read it with search:  make serve"
 
-test: .venv/done ## run every chapter, all tests and the linters
+test: .venv/done ## run every chapter, all tests and the linters (FULL=1: the long runs, too)
 	@$(PY) -m tools.export --check
 	@$(PY) -m tools.readme --check
 	@$(MAKE) --no-print-directory lint
@@ -67,5 +69,5 @@ clean:           ## remove everything that was built, and the virtual environmen
 # PyTorch through pip, which takes the CPU build that a machine may hold ready; uv would not look there.
 .venv/peers: .venv/done
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book,compare]"
+	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book,compare,train]"
 	@touch $@

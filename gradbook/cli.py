@@ -28,11 +28,12 @@ from .course.workspace import WorkspaceError
 from .settings import KNOBS, Settings, SettingsError, load
 
 # %% auto #0
-__all__ = ['EXTRAS', 'TASKS', 'ABOUT', 'INFO', 'TRAIN', 'BENCH', 'START', 'CHECK', 'HINT', 'SOLUTION', 'PROGRESS', 'REBUILD',
-           'REPORT', 'EXPECTED', 'COMMANDS', 'Answer', 'CommandError', 'pick', 'version_of', 'digits_state',
-           'device_states', 'info', 'info_text', 'writable', 'keep', 'say', 'train_digits', 'train', 'bench',
-           'answered', 'printed', 'start', 'check', 'hint', 'solution', 'progress', 'rebuild', 'report', 'number',
-           'Parser', 'make_parser', 'failure', 'main']
+__all__ = ['EXTRAS', 'OPTIONS', 'TASKS', 'ABOUT', 'INFO', 'TRAIN', 'RUNS', 'DATA', 'BENCH', 'START', 'CHECK', 'HINT', 'SOLUTION',
+           'PROGRESS', 'REBUILD', 'REPORT', 'EXPECTED', 'COMMANDS', 'Answer', 'CommandError', 'pick', 'version_of',
+           'digits_state', 'device_states', 'info', 'info_text', 'writable', 'keep', 'say', 'train_digits', 'told',
+           'begun', 'new_folder', 'train_mlp', 'shown', 'train', 'runs', 'run_text', 'curve_lines', 'plotted', 'data',
+           'bench', 'answered', 'printed', 'start', 'check', 'hint', 'solution', 'progress', 'rebuild', 'report',
+           'number', 'positive', 'widths', 'Parser', 'make_parser', 'failure', 'main']
 
 # %% ../nbs/94_cli.ipynb #61935483
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ EXTRAS = {
     "book": ("nbdev", "matplotlib", "jupyterlab"),
     "compare": ("micrograd", "torch", "autograd"),
     "cuda": ("cupy",),
+    "train": ("tqdm", "tensorboardX", "safetensors"),
 }
 
 
@@ -197,13 +199,192 @@ def train_digits(args: argparse.Namespace, settings: Settings) -> Answer:
     )
     return Answer(short | {"file": str(path)}, text)
 
-# %% ../nbs/94_cli.ipynb #89ba5dc5
-TASKS: dict[str, Callable[[argparse.Namespace, Settings], Answer]] = {"digits": train_digits}
+# %% ../nbs/94_cli.ipynb #95dfee3f
+OPTIONS = {"data": "--data", "epochs": "--epochs", "lr": "--lr", "batch_size": "--batch-size"}
+OPTIONS |= {"hidden": "--hidden", "seed": "--seed"}
+
+
+def told(args: argparse.Namespace) -> dict[str, Any]:
+    "The settings of a network that were given as options."
+    return {name: v for name in OPTIONS if (v := getattr(args, name, None)) is not None}
+
+
+def begun(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    "The folder of the run that `--resume` names, and what it was asked; raises CommandError."
+    from gradbook.train.checkpoint import differences
+
+    folder = Path(args.resume)
+    if not (folder / "run.json").exists():
+        known = sorted(path.parent.name for path in args.out.glob("*/run.json"))
+        folder = args.out / pick("run", args.resume, known)
+    try:
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        settings = about["settings"] | {"hidden": tuple(about["settings"]["hidden"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CommandError(f"{folder / 'run.json'} is no record of train mlp: {error!r}") from None
+    if changes := differences(settings, settings | told(args)):
+        hint = "leave --resume out to begin anew"
+        raise CommandError(f"{folder.name} was begun with {changes}; {hint}")
+    return folder, about | {"settings": settings}
+
+
+def new_folder(out: Path, name: str) -> Path:
+    "A folder for a new run in `out`: `name`, or `name-2` and so on."
+    path, count = out / name, 1
+    while path.exists():
+        count += 1
+        path = out / f"{name}-{count}"
+    return path
+
+# %% ../nbs/94_cli.ipynb #d8c69643
+def train_mlp(args: argparse.Namespace, settings: Settings) -> Answer:
+    "Train a network of linear layers on images, with log and checkpoints."
+    from gradbook.train.callbacks import Callback, Progress
+    from gradbook.train.recipes import IMAGES, MLPSettings, in_package, recommended
+    from gradbook.train.recipes import train_mlp as recipe
+
+    if args.resume:
+        folder, about = begun(args)
+        wanted, profile = MLPSettings(**about["settings"]), about["profile"]
+    else:
+        pick("set of images", args.data or "mnist", IMAGES)
+        profile = args.profile or settings.profile
+        wanted = recommended(profile, **{"seed": settings.seed, **told(args)})
+        place = f"mlp-{wanted.data}-{profile}-seed{wanted.seed}"
+        folder = new_folder(writable(args.out), place)
+    say(f"training on {wanted.data}: profile {profile}, seed {wanted.seed}; run {folder}")
+    if wanted.part and in_package(wanted.data):
+        say("on the images that come with the package; --profile full takes all that there are")
+    callbacks: list[Callback] = [Progress(say)]
+    if args.tensorboard:
+        from gradbook.train.log import TensorBoard
+
+        callbacks.append(TensorBoard(folder / "tensorboard"))
+    words = [f"{flag} {shown(getattr(wanted, name))}" for name, flag in OPTIONS.items()]
+    origin = {
+        "profile": profile,
+        "command": f"gradbook train mlp --profile {profile} {' '.join(words)}",
+        "versions": {"gradbook": gradbook.__version__, "python": platform.python_version()},
+    }
+    try:
+        record = recipe(wanted, folder, resume=bool(args.resume), callbacks=callbacks, about=origin)
+    except KeyboardInterrupt:
+        say(f"gradbook train mlp --resume {folder} goes on from here")
+        raise
+    text = (
+        f"{record['test_accuracy']:.2%} of the test images right, {record['steps']} steps, "
+        f"{record['seconds']:.1f} s\nthe run: {folder}"
+    )
+    return Answer(record | {"run": str(folder)}, text)
+
+
+def shown(value: Any) -> str:
+    "A setting as it is written on the line."
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+# %% ../nbs/94_cli.ipynb #7a559fc9
+TASKS: dict[str, Callable[[argparse.Namespace, Settings], Answer]]
+TASKS = {"digits": train_digits, "mlp": train_mlp}
 
 
 def train(args: argparse.Namespace, settings: Settings) -> Answer:
     "Train a model of the book."
-    return TASKS[pick("model", args.what, list(TASKS))](args, settings)
+    task = TASKS[pick("model", args.what, list(TASKS))]
+    own = [flag for name, flag in OPTIONS.items() if name != "seed" and name in told(args)]
+    own += ["--resume"] * bool(args.resume) + ["--tensorboard"] * args.tensorboard
+    if own and task is not train_mlp:
+        raise CommandError(f"train {args.what} has no {own[0]}; train mlp has")
+    return task(args, settings)
+
+# %% ../nbs/94_cli.ipynb #ea9e5b38
+def runs(args: argparse.Namespace, settings: Settings) -> Answer:
+    "The runs that were kept: a table, one of them, two side by side, or curves."
+    from gradbook.train.log import compare_runs, find_runs, runs_table
+
+    known = {run.name: run for run in find_runs(args.out)}
+    if not known:
+        raise CommandError(f"there are no runs in {args.out}; gradbook train mlp makes one")
+    counts = {"list": (0, 0), "show": (1, 1), "compare": (2, 2), "plot": (1, 4)}
+    low, high = counts[pick("action", args.action, list(counts))]
+    if not low <= len(args.names) <= high:
+        count = str(low) if low == high else f"{low} to {high}"
+        raise CommandError(f"runs {args.action} takes {count} names, not {len(args.names)}")
+    chosen = [known[pick("run", name, list(known))] for name in args.names]
+    if args.action == "list":
+        rows = [{"run": run.name, "status": run.status, **run.about} for run in known.values()]
+        return Answer({"runs": rows}, runs_table(list(known.values())))
+    if args.action == "plot":
+        return plotted(chosen, args.metric, args.svg)
+    records = {run.name: run.about | {"history": run.history} for run in chosen}
+    if args.action == "compare":
+        return Answer(records, compare_runs(*chosen))
+    return Answer(records[chosen[0].name], run_text(chosen[0]))
+
+
+def run_text(run: Any) -> str:
+    "One run for people."
+    from gradbook.train.log import columns, settings_of
+
+    lines = [f"{run.name}: {run.status}, {len(run.history)} epochs, {run.seconds:.1f} s", ""]
+    lines.append(columns([[name, shown(value)] for name, value in settings_of(run).items()]))
+    names = [n for n in (run.history[-1] if run.history else ()) if len(run.series(n)) > 0]
+    names = [n for n in names if n not in ("epoch", "epochs", "step", "seconds")]
+    lines += ["", curve_lines({n: run.series(n) for n in names})] if names else []
+    if "test_accuracy" in run.about:
+        lines += ["", f"test accuracy {run.about['test_accuracy']:.2%}"]
+    return "\n".join(lines)
+
+
+def curve_lines(series: dict[str, list[float]], width: int = 24) -> str:
+    "Curves for a terminal, one a line, each with its first and its last value."
+    from gradbook.train.log import columns, sparkline
+
+    rows = [[n, sparkline(v, width), f"{v[0]:.4g} to {v[-1]:.4g}"] for n, v in series.items()]
+    return columns(rows)
+
+
+def plotted(chosen: Sequence[Any], metric: str | None, svg: Path | None) -> Answer:
+    "Curves of one run, or of one quantity of several; as a picture if `svg` names a file."
+    from gradbook.train.callbacks import curve_svg
+
+    usual = ["loss", "train_loss", "val_loss"] if len(chosen) == 1 else ["val_loss"]
+    names = [metric] if metric else usual
+    series = {f"{run.name} {n}": run.series(n) for run in chosen for n in names if run.series(n)}
+    if not series:
+        there = sorted({key for run in chosen for row in run.history for key in row})
+        raise CommandError(f"no {' or '.join(names)} in these runs; there are: {', '.join(there)}")
+    text = curve_lines(series, 60)
+    if svg:
+        title = names[0] if len(chosen) > 1 else chosen[0].name
+        short = {n.split(" ")[len(chosen) == 1]: v for n, v in series.items()}
+        try:
+            svg.write_text(curve_svg(short, title), encoding="utf-8")
+        except OSError as error:
+            raise CommandError(f"--svg {svg}: {error.strerror}") from None
+        text += f"\nthe picture: {svg}"
+    return Answer({"series": series} | ({"svg": str(svg)} if svg else {}), text)
+
+# %% ../nbs/94_cli.ipynb #314b9ed7
+def data(args: argparse.Namespace, settings: Settings) -> Answer:
+    "List the data sets, or have one of them here, checked."
+    from gradbook.data.datasets import DATASETS, catalog, get
+    from gradbook.data.download import show
+
+    pick("action", args.action, ["list", "get"])
+    home = str(Path.home())
+    if args.action == "get":
+        if args.name is None:
+            raise CommandError(f"data get takes a name: {', '.join(DATASETS)}")
+        entry = get(pick("data set", args.name, list(DATASETS)), show(args.name))
+        place = f" in {entry.where}".replace(home, "~") if entry.where else ""
+        record = entry.as_dict() | {"where": entry.where.replace(home, "~")}
+        return Answer(record, f"{entry.name}: {entry.state}{place}, checked")
+    if args.name is not None:
+        raise CommandError("data list takes no name; data get does")
+    entries = catalog()
+    rows = [entry.as_dict() | {"where": entry.where.replace(home, "~")} for entry in entries]
+    lines = [f"{e.name:14} {e.state:15} {e.shapes}\n{'':30} {e.about}" for e in entries]
+    return Answer({"datasets": rows}, "\n".join(lines))
 
 # %% ../nbs/94_cli.ipynb #049a6d80
 def bench(args: argparse.Namespace, settings: Settings) -> Answer:
@@ -291,7 +472,9 @@ neural networks, built page by page. This command runs the long jobs of the book
 
 examples
   gradbook info                          what is installed, which settings are in force
-  gradbook train digits                  train a network on real handwritten digits
+  gradbook train mlp --data mnist        train a network on real handwritten digits
+  gradbook runs                          the runs that were kept, and what came out
+  gradbook data list                     the data sets, and where they are
   gradbook bench micrograd               measure gradbook against micrograd
   gradbook start my-course --weeks 6     a folder to study in: notebooks and a plan
   gradbook check 03.2                    judge your answer to an exercise
@@ -311,15 +494,46 @@ examples
 
 TRAIN = """\
 Train a model of the book. Progress goes to standard error, the result to standard
-output, and a record of the whole run to a JSON file in the folder --out.
+output, and the run is kept in the folder --out.
 
 models
   digits      a network of single numbers on 1,797 handwritten 8x8 digits (chapter 4)
+  mlp         linear layers on images: mnist, fashion_mnist, cifar10, digits (chapter 15)
+
+A run of mlp is a folder with log and checkpoints. It may be killed at any moment, or
+stopped with Ctrl-C; --resume goes on, and ends with the same bits as if undisturbed.
 
 examples
-  gradbook train digits                  about ten seconds
-  gradbook train digits --profile full --seed 1
+  gradbook train mlp --data mnist        a few seconds, with the images in the package
+  gradbook train mlp --data mnist --profile full --seed 1
+  gradbook train mlp --hidden 300,100 --lr 0.001 --epochs 10
+  gradbook train mlp --resume mlp-mnist-full-seed1
   gradbook train digits --json > run.json
+"""
+
+RUNS = """\
+Show the runs that were kept in the folder --out.
+
+actions
+  list        a line for each (this is what happens without an action)
+  show        settings, curves and result of one run
+  compare     what two runs were asked differently, and what came of it
+  plot        curves of one run, or one quantity of several
+
+examples
+  gradbook runs
+  gradbook runs show mlp-mnist-quick-seed0
+  gradbook runs compare mlp-mnist-quick-seed0 mlp-mnist-quick-seed1
+  gradbook runs plot mlp-mnist-quick-seed0 --svg curve.svg
+"""
+
+DATA = """\
+List the data sets and where they are, or have one of them on this machine. What is
+found in the folder GRADBOOK_DATA is used first; every file is checked.
+
+examples
+  gradbook data list
+  gradbook data get mnist
 """
 
 BENCH = """\
@@ -399,6 +613,24 @@ def number(text: str) -> int:
     return int(text)
 
 
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    "A number of this kind above 0, for argparse."
+
+    def read(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if 0 < (value := kind(text)) < float("inf"):
+                return value
+        what = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what} above 0")
+
+    return read
+
+
+def widths(text: str) -> tuple[int, ...]:
+    "Whole numbers above 0 with commas between them, for argparse."
+    return tuple(positive(int)(part) for part in text.split(","))
+
+
 class Parser(argparse.ArgumentParser):
     "An argument parser whose complaints are one line."
 
@@ -431,9 +663,24 @@ def make_parser() -> Parser:
 
     command("info", info, INFO)
     new = command("train", train, TRAIN, out)
-    new.add_argument("what", metavar="MODEL", help="digits")
+    new.add_argument("what", metavar="MODEL", help="digits or mlp")
     new.add_argument("--profile", choices=("quick", "full"), help="default: the setting")
     new.add_argument("--seed", type=number, metavar="N", help="default: the setting")
+    new.add_argument("--data", metavar="NAME", help="images for mlp (default: mnist)")
+    new.add_argument("--epochs", type=positive(int), metavar="N", help="times round the data")
+    new.add_argument("--lr", type=positive(float), metavar="X", help="largest learning rate")
+    new.add_argument("--batch-size", type=positive(int), metavar="N", help="images a step")
+    new.add_argument("--hidden", type=widths, metavar="N,N", help="widths of the hidden layers")
+    new.add_argument("--resume", metavar="RUN", help="go on with this run")
+    new.add_argument("--tensorboard", action="store_true", help="write for TensorBoard, too")
+    new = command("runs", runs, RUNS, out)
+    new.add_argument("action", nargs="?", default="list", help="list, show, compare or plot")
+    new.add_argument("names", nargs="*", metavar="RUN", help="which runs")
+    new.add_argument("--metric", metavar="NAME", help="what to plot (default: losses)")
+    new.add_argument("--svg", type=Path, metavar="FILE", help="write the plot as a picture")
+    new = command("data", data, DATA)
+    new.add_argument("action", nargs="?", default="list", help="list or get")
+    new.add_argument("name", nargs="?", metavar="NAME", help="which data set to get")
     new = command("bench", bench, BENCH, out)
     new.add_argument("name", nargs="?", metavar="NAME", help="which benchmark; none: list them")
     new.add_argument("--repeat", type=number, default=20, metavar="N", help="rounds (default: 20)")
@@ -461,12 +708,12 @@ EXPECTED = (CommandError, SettingsError, MissingExtra, WorkspaceError, UnknownEx
 def failure(error: Exception) -> str:
     "One line about a failure."
     text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, EXPECTED):
+    if isinstance(error, EXPECTED) or type(error).__module__.startswith("gradbook."):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 # %% ../nbs/94_cli.ipynb #1a1ce1c5
-COMMANDS = ["info", "train", "bench", "start", "check", "hint", "solution"]
+COMMANDS = ["info", "train", "runs", "data", "bench", "start", "check", "hint", "solution"]
 COMMANDS += ["progress", "rebuild", "report"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tomllib
@@ -72,7 +73,7 @@ def test_extras_are_those_of_the_package():
     assert project["scripts"] == {"gradbook": "gradbook.cli:main"}
 
 
-@pytest.mark.parametrize("name", [None, "info", "train", "bench"])
+@pytest.mark.parametrize("name", [None, "info", "train", "runs", "data", "bench"])
 def test_help_is_a_page_with_examples(capsys, name):
     with pytest.raises(SystemExit) as end:
         cli.main([name, "--help"] if name else ["--help"])
@@ -117,9 +118,8 @@ def test_the_thread_setting_reaches_the_libraries(monkeypatch):
 
 def test_bench_lists(capsys):
     assert cli.main(["bench", "--json"]) == 0
-    assert [b["name"] for b in json.loads(capsys.readouterr().out)["benchmarks"]] == [
-        *("micrograd", "eager", "arrays", "random"),
-    ]
+    listed = [b["name"] for b in json.loads(capsys.readouterr().out)["benchmarks"]]
+    assert listed == list(bench.BENCHMARKS) and {"micrograd", "eager"} <= set(listed)
 
 
 def test_bench_writes_the_report(capsys, monkeypatch):
@@ -139,7 +139,16 @@ def test_bench_writes_the_report(capsys, monkeypatch):
     ("arguments", "words"),
     [
         (["trian"], "did you mean train?"),
-        (["train", "digts"], "did you mean digits? there are: digits"),
+        (["train", "digts"], "did you mean digits? there are: digits, mlp"),
+        (["train", "digits", "--lr", "0.1"], "train digits has no --lr; train mlp has"),
+        (["train", "mlp", "--data", "mnits"], "did you mean mnist?"),
+        (["train", "mlp", "--resume", "x"], "there is no run 'x'"),
+        (["train", "mlp", "--out", "file"], "not a folder"),
+        (["runs"], "there are no runs in runs"),
+        (["data", "get", "mnits"], "did you mean mnist?"),
+        (["data", "get"], "takes a name: mnist"),
+        (["data", "list", "mnist"], "list takes no name"),
+        (["data", "lst"], "did you mean list?"),
         (["bench", "micrograt"], "did you mean micrograd?"),
         (["bench", "micrograd", "--repeat", "1"], "at least 2"),
         (["train", "digits", "--out", "file"], "not a folder"),
@@ -155,7 +164,15 @@ def test_failures_are_one_line_and_status_1(capsys, arguments, words):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train"], ["train", "digits", "--seed", "-1"], ["info", "--what"]]
+    "arguments",
+    [
+        ["train"],
+        ["train", "digits", "--seed", "-1"],
+        ["train", "mlp", "--lr", "nan"],
+        ["train", "mlp", "--epochs", "1.5"],
+        ["train", "mlp", "--hidden", "30,x"],
+        ["info", "--what"],
+    ],
 )
 def test_usage_errors_are_one_line_and_status_2(capsys, arguments):
     with pytest.raises(SystemExit) as end:
@@ -201,3 +218,148 @@ def test_a_record_is_whole_or_not_there(tmp_path):
     with pytest.raises(TypeError):
         cli.keep({"a": object()}, tmp_path, "run")
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------- train mlp, runs, data
+
+SHORT = ["train", "mlp", "--data", "digits", "--epochs", "2", "--hidden", "16"]
+
+
+def test_train_mlp_ends_with_one_object(capsys, tmp_path):
+    assert cli.main([*SHORT, "--seed", "3", "--json"]) == 0
+    out, err = capsys.readouterr()
+    record = json.loads(out)
+    assert {"model", "data", "seed", "steps", "seconds", "train_loss"} <= record.keys()
+    assert {"val_loss", "test_accuracy", "settings", "versions"} <= record.keys()
+    assert record["model"] == "MLP 64-16-10" and record["seed"] == 3
+    assert "epoch 2/2" in err and "digits" in err
+    assert record["command"] == (
+        "gradbook train mlp --profile quick --data digits --epochs 2 --lr 0.002 "
+        "--batch-size 32 --hidden 16 --seed 3"
+    )
+    folder = Path(record["run"])
+    assert folder == Path("runs", "mlp-digits-quick-seed3")
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoints", "log.jsonl", "run.json"]
+    assert cli.main(record["command"].split()[1:]) == 0  # the command says it all
+    assert "runs/mlp-digits-quick-seed3-2" in capsys.readouterr().out
+    pair = [json.loads(Path(f"{folder}{end}", "run.json").read_text()) for end in ("", "-2")]
+    assert pair[0]["test_loss"] == pair[1]["test_loss"]
+
+
+def test_a_run_goes_on_and_refuses_another_setting(capsys):
+    assert cli.main(SHORT) == 0
+    first = json.loads(Path("runs/mlp-digits-quick-seed0/run.json").read_text())
+    assert cli.main(["train", "mlp", "--resume", "mlp-digits-quick-seed0", "--json"]) == 0
+    out, _ = capsys.readouterr()
+    again = json.loads(out[out.index("{") :])
+    assert again["test_loss"] == first["test_loss"]
+    for name in ("runs/mlp-digits-quick-seed0", "mlp-digits-quick-seed0"):
+        assert cli.main(["train", "mlp", "--resume", name, "--lr", "1"]) == 1
+        assert "was begun with lr 0.002 (now 1.0)" in capsys.readouterr().err
+    Path("runs/mlp-digits-quick-seed0/run.json").write_text("{}")
+    assert cli.main(["train", "mlp", "--resume", "mlp-digits-quick-seed0"]) == 1
+    assert "is no record of train mlp" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_says_how_to_go_on():
+    line = [sys.executable, "-m", "gradbook", *SHORT[:4], "--epochs", "5000"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
+    lines = [running.stderr.readline() for _ in range(3)]
+    assert "epoch 1/" in lines[1]
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and out == ""
+    *_, how, last = err.splitlines()
+    assert how == "gradbook train mlp --resume runs/mlp-digits-quick-seed0 goes on from here"
+    assert last == "gradbook: stopped"
+    assert list(Path("runs/mlp-digits-quick-seed0/checkpoints").glob("*.safetensors"))
+
+
+def test_it_works_with_numpy_alone_and_without_a_network():
+    "Right after `pip install .`: no extra, no download, the images in the package."
+    code = (
+        "import sys\n"
+        "for name in ('tqdm', 'tensorboardX', 'safetensors', 'matplotlib', 'IPython', 'nbdev'):\n"
+        "    sys.modules[name] = None\n"
+        "import socket; socket.getaddrinfo = socket.socket.connect = None\n"
+        "from gradbook.cli import main\n"
+        "sys.exit(main(['train', 'mlp', '--data', 'mnist', '--epochs', '1']))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "images that come with the package" in done.stderr and "test images right" in done.stdout
+
+
+def test_tensorboard_is_asked_for_and_missing(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert cli.main([*SHORT, "--tensorboard"]) == 1
+    assert "pip install 'gradbook[train]'" in capsys.readouterr().err
+
+
+def test_runs_in_every_way(capsys, small):
+    assert cli.main(SHORT) == 0 and cli.main([*SHORT, "--lr", "0.01"]) == 0
+    assert cli.main(["train", "digits"]) == 0
+    capsys.readouterr()
+    assert cli.main(["runs"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in table] == [
+        *("run", "digits-quick-seed0", "mlp-digits-quick-seed0", "mlp-digits-quick-seed0-2")
+    ]
+    assert cli.main(["runs", "--json"]) == 0
+    assert [run["model"] for run in json.loads(capsys.readouterr().out)["runs"]][1:] == [
+        *("MLP 64-16-10", "MLP 64-16-10")
+    ]
+    assert cli.main(["runs", "show", "mlp-digits-quick-seed0"]) == 0
+    text = capsys.readouterr().out
+    assert "hidden" in text and "val_loss" in text and "test accuracy" in text
+    assert cli.main(["runs", "show", "digits-quick-seed0"]) == 0
+    names = ["mlp-digits-quick-seed0", "mlp-digits-quick-seed0-2"]
+    assert cli.main(["runs", "compare", *names]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()].count(
+        ["lr", "0.002", "0.01"]
+    )
+    assert cli.main(["runs", "plot", names[0], "--svg", "one.svg"]) == 0
+    assert cli.main(["runs", "plot", *names, "--metric", "accuracy", "--svg", "two.svg"]) == 0
+    assert "two.svg" in capsys.readouterr().out
+    for name in ("one.svg", "two.svg"):
+        assert Path(name).read_text(encoding="utf-8").count("<polyline") == 2
+    for line, words in (
+        ("show", "takes 1 names, not 0"),
+        ("show mlp", "there is no run 'mlp'"),
+        ("compare mlp-digits-quick-seed0", "takes 2 names, not 1"),
+        ("list mlp-digits-quick-seed0", "takes 0 names, not 1"),
+        ("sho", "did you mean show?"),
+        ("plot mlp-digits-quick-seed0 --metric top5", "there are: accuracy, epoch"),
+        ("plot mlp-digits-quick-seed0 --svg no/a.svg", "--svg no/a.svg: No such file"),
+    ):
+        assert cli.main(["runs", *line.split()]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_data_list_and_get(capsys, monkeypatch):
+    assert cli.main(["data"]) == 0
+    out = capsys.readouterr().out
+    assert "mnist" in out and "60,000 + 10,000 images" in out and "shakespeare" in out
+    assert cli.main(["data", "list", "--json"]) == 0
+    sets = json.loads(capsys.readouterr().out)["datasets"]
+    assert {"name", "shapes", "licence", "state"} <= sets[0].keys()
+    assert cli.main(["data", "get", "breast_cancer", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "package"
+    monkeypatch.setenv("GRADBOOK_DOWNLOAD", "off")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path.cwd()))
+    assert cli.main(["data", "get", "mnist"]) == 1
+    assert "downloads are switched off" in capsys.readouterr().err
+
+
+def test_data_get_finds_what_is_there(capsys, monkeypatch):
+    shared = ROOT.parent / "shared" / "data"
+    if not (shared / "mnist").is_dir():
+        pytest.skip("MNIST is not on this machine")
+    monkeypatch.setenv("GRADBOOK_DATA", str(shared))
+    assert cli.main(["data", "get", "mnist"]) == 0
+    assert "mnist: GRADBOOK_DATA" in capsys.readouterr().out

@@ -44,13 +44,13 @@ TRACKS: dict[int, tuple[Week, ...]] = {
     4: weeks(
         ("One number at a time", "01 03 04 05 06", DIGITS),
         ("Arrays", "07 08 09 09b 09c 11 12", LOGISTIC),
-        ("Data and training", "13 13b 14 15 17", "LeNet-5 reads 99 % of MNIST's test digits."),
+        ("Data and training", "13 13b 14 14b 15 15b 17", "LeNet-5 reads 99 % of MNIST's test digits."),
         ("Attention", "21 22", GPT),
     ),
     6: weeks(
         ("One number at a time", "01 02 03 04 05 06", DIGITS),
         ("Arrays and first networks", "07 08 09 09b 09c 10 11 12", LOGISTIC),
-        ("Data and training", "13 13b 14 15 16", MNIST),
+        ("Data and training", "13 13b 14 14b 15 15b 16", MNIST),
         ("Vision and speed", "17 18 24 25 26", "A compiled training step, faster than before."),
         ("Sequences", "19 20 21 22", GPT),
         ("GPU, comparison, project", "27 30 36 37", "Your own project, with log and report."),
@@ -58,8 +58,8 @@ TRACKS: dict[int, tuple[Week, ...]] = {
     8: weeks(
         ("One number at a time", "01 02 03 04 05 06", DIGITS),
         ("Arrays and first networks", "07 08 09 09b 09c 10 11 12", LOGISTIC),
-        ("Data and training", "13 13b 15", MNIST),
-        ("Optimisers, stability, speed", "14 16 24", "A table of optimisers, three seeds each."),
+        ("Data and training", "13 13b 15 15b", MNIST),
+        ("Optimisers, stability, speed", "14 14b 16 24", "A table of optimisers, three seeds each."),
         ("Read and compare", "30 36", "The same problems on every engine at hand, in one table."),
         ("Models and the project", "17 18 19 20 21 22 23 37", GPT),
         ("Compiler and GPU", "25 26 27 28", "A compiled training step, faster than before."),
