@@ -22,9 +22,9 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 # %% auto #0
-__all__ = ['THREAD_VARIABLES', 'Runner', 'BENCHMARKS', 'Race', 'duration', 'Timing', 'timing', 'clock', 'enough_calls', 'quiet',
-           'processor', 'cores', 'machine', 'limit_threads', 'threads', 'as_text', 'as_html', 'Comparison', 'compare',
-           'measure', 'MissingExtra', 'Row', 'rows_of', 'Report', 'Benchmark', 'benchmark', 'moons_training',
+__all__ = ['THREAD_VARIABLES', 'REST', 'Runner', 'BENCHMARKS', 'Race', 'duration', 'Timing', 'timing', 'clock', 'enough_calls',
+           'quiet', 'processor', 'cores', 'machine', 'limit_threads', 'threads', 'as_text', 'as_html', 'Comparison',
+           'compare', 'measure', 'MissingExtra', 'Row', 'rows_of', 'Report', 'Benchmark', 'benchmark', 'moons_training',
            'moons_race', 'micrograd_race', 'peer', 'torch_alike', 'report_of', 'mean_ratio', 'chain', 'chain_race',
            'eager_race', 'there_and_back', 'large_race', 'arrays_race', 'random_race', 'adamw_race', 'mlp_steps',
            'mlp_race', 'optimizer_race', 'mean_accuracy']
@@ -189,6 +189,9 @@ class Comparison:
         return as_html(self.cells(), self.note)
 
 # %% ../nbs/92_bench.ipynb #cfef4f8a
+REST = 2e-3  # seconds
+
+
 def compare(
     *,
     repeat: int = 20,
@@ -212,6 +215,7 @@ def compare(
         for k in range(repeat):
             for name, f in functions.items():
                 gc.collect()
+                time.sleep(REST)
                 samples[name].append(clock(f, counts[name]))
             if k and time.perf_counter() > end:
                 break
@@ -589,7 +593,7 @@ def adamw_race(repeat: int = 20) -> Report:
     )
     if not apart < 1e-5:
         raise ValueError(f"adamw: gradbook and PyTorch are {apart:.1g} apart after ten steps")
-    times = compare(repeat=repeat, **steps)
+    times = compare(repeat=repeat, calls=10, **steps)
     ratios = {row.engine: row.ratio for row in rows_of("step", times)}
     summary = (
         f"gradbook takes {ratios['torch']:.2f} times as long as PyTorch's default,"
@@ -659,7 +663,9 @@ def optimizer_race(repeat: int = 20) -> Report:
     steps: dict[str, Any] = dict(race.step_functions(data))
     times = compare(repeat=5 * repeat, seconds=60, collector=True, **steps)
     seconds = {t.case: t.median for t in times.timings}
-    found = race.race(50 * repeat, data=data, seconds=seconds, say=partial(print, file=sys.stderr))
+    found = race.race(
+        50 * repeat, data=data, seconds=seconds, say=partial(print, file=sys.stderr)
+    )
     first = times["SGD"].median
     rows = [
         Row("training step", t.case, t.median, t.low, t.high, first / t.median)
@@ -669,11 +675,18 @@ def optimizer_race(repeat: int = 20) -> Report:
         part: max(race.RATES, key=lambda name: mean_accuracy(found["results"][name][part]))
         for part in ("equal steps", "equal time")
     }
-    summary = f"best after equal steps: {best['equal steps']}, after equal time: {best['equal time']}"
+    summary = (
+        f"best after equal steps: {best['equal steps']}, after equal time: {best['equal time']}"
+    )
     versions = {"python": platform.python_version(), "gradbook": __version__}
     return Report(
-        "optim", times.machine, times.threads, versions | {"numpy": version("numpy")}, tuple(rows),
-        found, summary,
+        "optim",
+        times.machine,
+        times.threads,
+        versions | {"numpy": version("numpy")},
+        tuple(rows),
+        found,
+        summary,
     )
 
 

@@ -385,7 +385,7 @@ questions = Quiz(
         },
     ),
     Question(
-        "A weight gets a gradient in one step out of a thousand, always the same. Who moves it far?",
+        "A weight gets the same gradient once in a thousand steps. Who moves it far?",
         right="Adagrad",
         because="its sum only grows with gradients that came, so these steps stay long",
         wrong={
@@ -405,7 +405,7 @@ questions = Quiz(
         },
     ),
     Question(
-        "Training stops, and goes on with the weights but without the optimiser's state. With Adam?",
+        "Training goes on with the weights but without Adam's state. What happens?",
         right="the first steps are about `lr` long, in directions of single gradients",
         because="the correction makes the empty means usable, but they know one batch only",
         wrong={

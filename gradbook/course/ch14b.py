@@ -139,7 +139,7 @@ questions = Quiz(
         right="the loss falls again, to a new floor",
         because="the noise floor's height goes with the root of the rate: half the distance",
         wrong={
-            "nothing, it has converged": "it swings around the minimum as widely as the rate lets it",
+            "nothing, it has converged": "it swings around the minimum as the rate lets it",
             "it gets slower, and that is all": "slower, yes, and nearer in the end",
             "it diverges": "a smaller rate never does that",
         },
@@ -151,7 +151,7 @@ questions = Quiz(
         wrong={
             "it ends at 0, as planned": "it would after 10,000 epochs",
             "it raises an error": "the schedule can't know what a step is meant to be",
-            "it goes down and up again": "so it would be the other way round: epochs given, steps taken",
+            "it goes down and up again": "that is the other way round: epochs given, steps taken",
         },
     ),
     Question(
@@ -159,8 +159,8 @@ questions = Quiz(
         right="all of them are 40 times shorter, directions kept",
         because="they are one long vector, scaled as a whole",
         wrong={
-            "each number lies between -1 and 1": "that is `clip_grad_value_`, and it changes directions",
-            "each parameter's gradient has norm 1": "the norm is taken over all parameters together",
+            "each number lies between -1 and 1": "that is `clip_grad_value_`; it changes directions",
+            "each parameter's gradient has norm 1": "the norm is that of all together",
             "they are 40 times longer": "40 is the norm before",
         },
     ),
@@ -169,7 +169,7 @@ questions = Quiz(
         right="less than with SGD: Adam divides the scale away, if it is always the same",
         because="what matters is that a rare, huge gradient doesn't enter $m$ and $v$ as such",
         wrong={
-            "no, Adam ignores lengths": "a single gradient a thousand times longer fills $v$ for long",
+            "no, Adam ignores lengths": "one gradient a thousand times longer fills $v$",
             "yes, the steps get as short as the gradients": "so it is with SGD",
             "yes, Adam stops working": "clipping at 1 is usual in language models, with AdamW",
         },

@@ -207,7 +207,14 @@ class LBFGS(Optimizer):
             words = "'strong_wolfe' or None"
             raise OptimizerError(f"LBFGS: line_search_fn={line_search_fn!r}; it is {words}")
         super().__init__(
-            params, lr=lr, max_iter=max_iter, max_eval=max_iter * 5 // 4 if max_eval is None else max_eval, tolerance_grad=tolerance_grad, tolerance_change=tolerance_change, history_size=history_size, line_search_fn=line_search_fn
+            params,
+            lr=lr,
+            max_iter=max_iter,
+            max_eval=max_iter * 5 // 4 if max_eval is None else max_eval,
+            tolerance_grad=tolerance_grad,
+            tolerance_change=tolerance_change,
+            history_size=history_size,
+            line_search_fn=line_search_fn,
         )
 
     def check_group(self, group: Mapping[str, Any]) -> None:
@@ -222,7 +229,9 @@ class LBFGS(Optimizer):
             xp, rows = namespace(g), self.param_groups[0]["history_size"]
             numbers = {"step": 0, "func_evals": 0, "updates": 0, "t": 0.0, "H_diag": 1.0}
             vectors = {name: xp.zeros_like(g) for name in ("d", "prev_flat_grad")}
-            tables = {name: xp.zeros((rows, g.size), g.dtype) for name in ("old_dirs", "old_stps")}
+            tables = {
+                name: xp.zeros((rows, g.size), g.dtype) for name in ("old_dirs", "old_stps")
+            }
             self.state[first] = numbers | vectors | tables
         return self.state[first]
 

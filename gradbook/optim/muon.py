@@ -70,7 +70,15 @@ class Muon(Optimizer):
             words = "None, 'original' or 'match_rms_adamw'"
             raise OptimizerError(f"Muon: adjust_lr_fn={adjust_lr_fn!r}; it is {words}")
         super().__init__(
-            params, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, ns_coefficients=tuple(ns_coefficients), eps=eps, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_coefficients=tuple(ns_coefficients),
+            eps=eps,
+            ns_steps=ns_steps,
+            adjust_lr_fn=adjust_lr_fn,
         )
 
     def check_group(self, group: Mapping[str, Any]) -> None:

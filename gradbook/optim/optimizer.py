@@ -419,7 +419,12 @@ class SGD(Elementwise):
         nesterov: bool = False,
     ) -> None:
         super().__init__(
-            params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov
+            params,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
         )
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
@@ -466,7 +471,12 @@ class Adagrad(Elementwise):
         eps: float = 1e-10,
     ) -> None:
         super().__init__(
-            params, lr=lr, lr_decay=lr_decay, weight_decay=weight_decay, initial_accumulator_value=initial_accumulator_value, eps=eps
+            params,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
         )
 
     def buffers(self, group: Mapping[str, Any]) -> dict[str, float]:
