@@ -159,7 +159,7 @@ questions = Quiz(
         right="all of them are 40 times shorter, directions kept",
         because="they are one long vector, scaled as a whole",
         wrong={
-            "each number lies between -1 and 1": "that is `clip_grad_value_`; it changes directions",
+            "each number lies between -1 and 1": "`clip_grad_value_` does that",
             "each parameter's gradient has norm 1": "the norm is that of all together",
             "they are 40 times longer": "40 is the norm before",
         },
