@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PART_ONE = [c for c in written() if c <= "06"]
 MODULES = [m for c in PART_ONE for m in modules_of(c)]
 PART_TWO = [c for c in written() if "07" <= c < "11"]
-ARRAYS = [m for c in PART_TWO for m in modules_of(c)]
+PART_THREE = [c for c in written() if "11" <= c < "17"]
+LATER = [m for c in PART_TWO + PART_THREE for m in modules_of(c)]
 DAY = datetime.date(2026, 3, 2)
 
 
@@ -283,7 +283,7 @@ def test_a_right_answer_passes_and_is_recorded_here(
     assert set(rows[0]["passed"]) == {e.id for e in exercises("03")}
 
 
-@pytest.mark.parametrize("chapter", PART_ONE + PART_TWO)
+@pytest.mark.parametrize("chapter", PART_ONE + PART_TWO + PART_THREE)
 def test_every_reference_solution_passes_where_the_learner_writes_it(
     course: Path, chapter: str
 ) -> None:
@@ -403,7 +403,7 @@ for cell in cells:
 # ------------------------------------------------------------- rebuild
 
 
-@pytest.mark.parametrize("module", MODULES + ARRAYS)
+@pytest.mark.parametrize("module", MODULES + LATER)
 def test_a_skeleton_has_signatures_and_no_bodies(module: str) -> None:
     text = skeleton(library(module), module)
     theirs, own = functions(ast.parse(library(module))), functions(ast.parse(text))
@@ -471,29 +471,50 @@ def test_a_skeleton_changes_nothing(course: Path) -> None:
     assert run.stdout.startswith("6.0") and "rebuild" not in run.stdout and run.stderr == ""
 
 
+ARRAYS = """
+x = gb.Tensor([1.0, 2.0], requires_grad=True)
+(gb.softmax(x) * x[::-1]).sum().backward()
+cube = lambda x: (x**3).sum()
+gb.hessian(cube)(x), gb.vmap(gb.grad(cube))(gb.ones((2, 2))), gb.linalg.inv(gb.eye(2))
+print("found", gb.random.uniform(gb.random.key(0), 2), x.grad)
+"""
+NETWORKS = """
+nn, optim, x = gb.nn, gb.optim, gb.random.normal(gb.random.key(0), (64, 4))
+data = gb.data.ArrayDataset(x, (x[:, 0] > 0).astype("int64"))
+gb.manual_seed(0)
+parts = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 2)
+model = nn.Sequential(*parts)
+trainer = gb.train.Trainer(model, nn.CrossEntropyLoss(), optim.AdamW(model.parameters(), lr=0.01))
+trainer.fit(gb.data.DataLoader(data, batch_size=16, shuffle=True), epochs=2)
+print("found", *(round(float(p.data.sum()), 4) for p in model.parameters()))
+"""
+
+
 @pytest.mark.parametrize("step", [0, 2, 1], ids=["stubs only", "every second", "all written"])
-def test_arrays_work_at_every_stage_of_a_rebuild(course: Path, step: int) -> None:
-    for chapter in PART_TWO:
+@pytest.mark.parametrize(
+    ("chapters", "program"),
+    [(PART_TWO, ARRAYS), (PART_THREE, NETWORKS)],
+    ids=["arrays", "networks"],
+)
+def test_a_part_works_at_every_stage_of_a_rebuild(
+    course: Path, chapters: list[str], program: str, step: int
+) -> None:
+    for chapter in chapters:
         rebuild(chapter, course)
-    for module in ARRAYS if step else []:
+    modules = [m for c in chapters for m in modules_of(c)]
+    written_in = 0
+    for module in modules if step else []:
         text = library(module)
         names = [name for name, node in functions(ast.parse(text)).items() if not is_stub(node)]
         own = skeleton_but(text, module, set(names[::step]))
         file_of(course, module).write_text(own, encoding="utf-8")
-    code = textwrap.dedent("""
-        from gradbook.course.rebuild import here; here()
-        import gradbook as gb
-        x = gb.Tensor([1.0, 2.0], requires_grad=True)
-        (gb.softmax(x) * x[::-1]).sum().backward()
-        cube = lambda x: (x**3).sum()
-        gb.hessian(cube)(x), gb.vmap(gb.grad(cube))(gb.ones((2, 2))), gb.linalg.inv(gb.eye(2))
-        print("found", gb.random.uniform(gb.random.key(0), 2), x.grad)
-    """)
+        written_in += bool(names)
+    code = "from gradbook.course.rebuild import here; here()\nimport gradbook as gb\n" + program
     run = python(code, course)
     plain = python(code, course.parent)
-    assert run.stderr == "" and run.stdout.splitlines()[-1] == plain.stdout.strip()
-    counted = run.stdout.count("functions are yours")
-    assert counted == (len(ARRAYS) if step else 0)
+    assert run.stderr == plain.stderr
+    assert run.stdout.splitlines()[-1] == plain.stdout.splitlines()[-1]
+    assert run.stdout.count("functions are yours") == written_in
 
 
 @pytest.mark.parametrize("chapter", ["01", "03"])
