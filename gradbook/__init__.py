@@ -48,10 +48,10 @@ _all_ = [
 ]
 
 # %% auto #0
-__all__ = ['ARRAYS', 'TRANSFORMS', 'TENSORS', 'DEVICES', 'ERRORS', 'nearest', 'lazy', 'bench', 'course', 'data', 'figures', 'nn',
-           'optim', 'scalar', 'settings', 'tensor', 'train', 'linalg', 'random', 'manual_seed', 'Tensor', 'no_grad',
-           'enable_grad', 'gradients', 'checkpoint', 'custom_vjp', 'detect_anomaly', 'device', 'using',
-           'set_default_dtype', 'set_default_device', 'ShapeError', 'DtypeError', 'DeviceError', 'GraphError',
+__all__ = ['ARRAYS', 'TRANSFORMS', 'TENSORS', 'PACKAGES', 'DEVICES', 'ERRORS', 'nearest', 'lazy', 'bench', 'course', 'data',
+           'figures', 'nn', 'optim', 'scalar', 'settings', 'tensor', 'train', 'linalg', 'random', 'manual_seed',
+           'Tensor', 'no_grad', 'enable_grad', 'gradients', 'checkpoint', 'custom_vjp', 'detect_anomaly', 'device',
+           'using', 'set_default_dtype', 'set_default_device', 'ShapeError', 'DtypeError', 'DeviceError', 'GraphError',
            'AnomalyError', 'grad', 'value_and_grad', 'vjp', 'jvp', 'linearize', 'jacobian', 'jacfwd', 'jacrev',
            'hessian', 'hvp', 'vmap', 'abs', 'acos', 'acosh', 'add', 'all', 'any', 'arange', 'argmax', 'argmin',
            'argsort', 'asarray', 'asin', 'asinh', 'astype', 'atan', 'atan2', 'atanh', 'bitwise_and', 'bitwise_invert',
@@ -128,13 +128,14 @@ ARRAYS = """
 """.split()
 TRANSFORMS = "grad value_and_grad vjp jvp linearize jacobian jacfwd jacrev hessian hvp vmap".split()
 TENSORS = "Tensor no_grad enable_grad gradients checkpoint custom_vjp detect_anomaly".split()
+PACKAGES = "bench course data figures nn optim scalar settings tensor train".split()
 DEVICES = "device using set_default_dtype set_default_device".split()
 ERRORS = "ShapeError DtypeError DeviceError GraphError AnomalyError".split()
 
 __getattr__, __dir__ = lazy(
     "gradbook",
     {
-        **dict.fromkeys("bench course data figures nn optim scalar settings tensor train".split(), ""),
+        **dict.fromkeys(PACKAGES, ""),
         "manual_seed": "nn.init",
         **dict.fromkeys(("linalg", "random"), "tensor"),
         **dict.fromkeys(ARRAYS + TRANSFORMS + TENSORS + DEVICES + ERRORS, "tensor"),

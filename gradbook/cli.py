@@ -28,12 +28,12 @@ from .course.workspace import WorkspaceError
 from .settings import KNOBS, Settings, SettingsError, load
 
 # %% auto #0
-__all__ = ['EXTRAS', 'OPTIONS', 'TASKS', 'ABOUT', 'INFO', 'TRAIN', 'RUNS', 'DATA', 'BENCH', 'START', 'CHECK', 'HINT', 'SOLUTION',
-           'PROGRESS', 'REBUILD', 'REPORT', 'EXPECTED', 'COMMANDS', 'Answer', 'CommandError', 'pick', 'version_of',
-           'digits_state', 'device_states', 'info', 'info_text', 'writable', 'keep', 'say', 'train_digits', 'told',
-           'begun', 'new_folder', 'train_mlp', 'shown', 'train', 'runs', 'run_text', 'curve_lines', 'plotted', 'data',
-           'bench', 'answered', 'printed', 'start', 'check', 'hint', 'solution', 'progress', 'rebuild', 'report',
-           'number', 'positive', 'widths', 'Parser', 'make_parser', 'failure', 'main']
+__all__ = ['EXTRAS', 'OPTIONS', 'Task', 'TASKS', 'ABOUT', 'INFO', 'TRAIN', 'RUNS', 'DATA', 'BENCH', 'START', 'CHECK', 'HINT',
+           'SOLUTION', 'PROGRESS', 'REBUILD', 'REPORT', 'EXPECTED', 'COMMANDS', 'Answer', 'CommandError', 'pick',
+           'version_of', 'digits_state', 'device_states', 'info', 'info_text', 'writable', 'keep', 'say',
+           'train_digits', 'told', 'begun', 'new_folder', 'train_mlp', 'shown', 'train', 'runs', 'run_text',
+           'curve_lines', 'plotted', 'data', 'bench', 'answered', 'printed', 'start', 'check', 'hint', 'solution',
+           'progress', 'rebuild', 'report', 'number', 'positive', 'widths', 'Parser', 'make_parser', 'failure', 'main']
 
 # %% ../nbs/94_cli.ipynb #61935483
 @dataclass(frozen=True)
@@ -283,8 +283,8 @@ def shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 # %% ../nbs/94_cli.ipynb #7a559fc9
-TASKS: dict[str, Callable[[argparse.Namespace, Settings], Answer]]
-TASKS = {"digits": train_digits, "mlp": train_mlp}
+Task = Callable[[argparse.Namespace, Settings], Answer]
+TASKS: dict[str, Task] = {"digits": train_digits, "mlp": train_mlp}
 
 
 def train(args: argparse.Namespace, settings: Settings) -> Answer:

@@ -44,7 +44,7 @@ TRACKS: dict[int, tuple[Week, ...]] = {
     4: weeks(
         ("One number at a time", "01 03 04 05 06", DIGITS),
         ("Arrays", "07 08 09 09b 09c 11 12", LOGISTIC),
-        ("Data and training", "13 13b 14 14b 15 15b 17", "LeNet-5 reads 99 % of MNIST's test digits."),
+        ("Data and training", "13 13b 14 14b 15 15b 17", "LeNet-5 reads 99 % of MNIST."),
         ("Attention", "21 22", GPT),
     ),
     6: weeks(
@@ -59,7 +59,7 @@ TRACKS: dict[int, tuple[Week, ...]] = {
         ("One number at a time", "01 02 03 04 05 06", DIGITS),
         ("Arrays and first networks", "07 08 09 09b 09c 10 11 12", LOGISTIC),
         ("Data and training", "13 13b 15 15b", MNIST),
-        ("Optimisers, stability, speed", "14 14b 16 24", "A table of optimisers, three seeds each."),
+        ("Optimisers, stability, speed", "14 14b 16 24", "A table of optimisers, of three seeds."),
         ("Read and compare", "30 36", "The same problems on every engine at hand, in one table."),
         ("Models and the project", "17 18 19 20 21 22 23 37", GPT),
         ("Compiler and GPU", "25 26 27 28", "A compiled training step, faster than before."),

@@ -98,7 +98,7 @@ def evaluate(f: Callable[..., float], *args: float) -> float:
         reason = "the result is larger than any float"
     except ValueError:
         reason = "not defined there"
-    raise DomainError(f"{f.__name__}({', '.join(map(str, args))}): {reason}")
+    raise DomainError(f"{f.__name__}({', '.join(str(float(a)) for a in args)}): {reason}")
 
 # %% ../../nbs/02_dual.ipynb #ee1ca7c3
 def divide(x: Any, y: Any) -> Any:
