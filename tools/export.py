@@ -32,7 +32,6 @@ def side_modules() -> dict[str, Path]:
 
 
 def export() -> None:
-    from nbdev.config import add_init
     from nbdev.doclinks import _build_modidx
     from nbdev.export import ExportModuleProc
     from nbdev.maker import ModuleMaker
@@ -49,7 +48,6 @@ def export() -> None:
             maker = ModuleMaker(dest=library, name=name, nb_path=path, is_new=name not in made)
             maker.make(exported, cells.in_all[module], lib_path=library)
             made.add(name)
-    add_init(library)
     _build_modidx()
     learner.write()
 
