@@ -24,21 +24,27 @@ from .callbacks import Callback, Progress
 from .metrics import Mean, Metric, Running
 
 # %% auto #0
-__all__ = ['evaluating', 'TrainingError', 'Task', 'Stepper', 'name_of', 'State', 'gentle_interrupt', 'groups', 'in_order_of',
-           'Trainer', 'LrCurve', 'find_lr']
+__all__ = ['keeping_modes', 'evaluating', 'TrainingError', 'Task', 'Stepper', 'name_of', 'State', 'gentle_interrupt', 'groups',
+           'in_order_of', 'Trainer', 'LrCurve', 'undoing', 'find_lr']
 
 # %% ../../nbs/15_train.ipynb #d5a9d3e3
 @contextmanager
-def evaluating(model: Module) -> Iterator[None]:
-    "The model in evaluation mode, and nothing recorded; afterwards each part is as it was."
+def keeping_modes(model: Module) -> Iterator[None]:
+    "Afterwards each part of the model is in the mode in which it was."
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    "The model in evaluation mode, and nothing recorded; afterwards each part is as it was."
+    with keeping_modes(model), no_grad():
+        model.eval()
+        yield
 
 # %% ../../nbs/15_train.ipynb #41508ccc
 class TrainingError(RuntimeError):
@@ -172,7 +178,7 @@ class State(Stepper):
         return {name: part for name, part in named.items() if hasattr(part, "state_dict")}
 
     def state_dict(self) -> dict[str, Any]:
-        "All that the next step depends on: numbers, strings and tensors, in dicts and lists."
+        "All that the next step depends on: numbers, strings, arrays, tensors; dicts and lists."
         own = ("epoch", "steps", "stop_reason")
         return {
             **{name: part.state_dict() for name, part in self.parts().items()},
@@ -350,6 +356,19 @@ class LrCurve(NamedTuple):
     suggestion: float
 
 
+@contextmanager
+def undoing(trainer: Trainer, loader: Any) -> Iterator[None]:
+    "Whatever is done to the trainer, with this loader, is undone in the end."
+    held, trainer.train_loader = trainer.train_loader, loader
+    before = trainer.state_dict()
+    try:
+        with keeping_modes(trainer.model):
+            yield
+    finally:
+        trainer.load_state_dict(before)
+        trainer.train_loader = held
+
+
 def find_lr(
     trainer: Trainer, loader: Any, low: float = 1e-5, high: float = 10.0, steps: int = 100
 ) -> LrCurve:
@@ -360,26 +379,25 @@ def find_lr(
     if not (0 < low < high and steps > 2):
         given = f"low {low}, high {high}, steps {steps}"
         raise ValueError(f"find_lr: {given}: need 0 < low < high, and steps > 2")
-    trainer.train_loader = loader
-    before, mean = trainer.state_dict(), 0.0
+    mean = 0.0
     lrs: list[float] = []
     losses: list[float] = []
-    try:
+    with undoing(trainer, loader):
         trainer.model.train()
         for k, batch in zip(range(steps), chain.from_iterable(repeat(loader))):
             lrs.append(low * (high / low) ** (k / (steps - 1)))
             for group in trainer.optimizer.param_groups:
                 group["lr"] = lrs[-1]
-            mean = 0.9 * mean + 0.1 * trainer.update([batch])
+            try:
+                mean = 0.9 * mean + 0.1 * trainer.update([batch])
+            except TrainingError:  # the loss is no number any more: far enough
+                lrs.pop()
+                if not losses:
+                    raise
+                break
             losses.append(mean / (1 - 0.9 ** (k + 1)))
             if losses[-1] > 4 * min(losses):
                 break
-    except TrainingError:
-        lrs.pop()  # the loss is no number any more: far enough
-        if not losses:
-            raise
-    finally:
-        trainer.load_state_dict(before)
     smooth = min(10, len(losses) - 1)  # before that, the mean is of a few batches only
     lowest = smooth + int(np.argmin(losses[smooth:]))
     return LrCurve(lrs, losses, lrs[lowest] / 10)
