@@ -11,21 +11,24 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
-from itertools import chain, islice, repeat
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..nn import init
+from ..nn.losses import CrossEntropyLoss, NLLLoss, cross_entropy, nll_loss
 from ..nn.module import Module
 from ..optim.clip import clip_grad_norm_
-from ..tensor.core import ShapeError, Tensor, no_grad
+from ..tensor.backend import to_numpy
+from ..tensor.core import ShapeError, Tensor, as_tensor, no_grad
 from .callbacks import Callback, Progress
 from .metrics import Mean, Metric, Running
 
 # %% auto #0
-__all__ = ['keeping_modes', 'evaluating', 'TrainingError', 'Task', 'Stepper', 'name_of', 'State', 'gentle_interrupt', 'groups',
-           'in_order_of', 'Trainer', 'LrCurve', 'undoing', 'find_lr']
+__all__ = ['keeping_modes', 'evaluating', 'TrainingError', 'check_batch', 'class_options', 'Task', 'Stepper', 'name_of',
+           'takes_a_metric', 'reduction_of', 'State', 'gentle_interrupt', 'groups', 'in_order_of', 'Trainer', 'LrCurve',
+           'undoing', 'over_and_over', 'find_lr']
 
 # %% ../../nbs/15_train.ipynb #d5a9d3e3
 @contextmanager
@@ -51,18 +54,61 @@ class TrainingError(RuntimeError):
     "Training can't begin or go on; the message says where, and what to do."
 
 
+def check_batch(batch: Any, least: int) -> None:
+    "Raise TrainingError unless a batch is a tuple of at least so many tensors."
+    if isinstance(batch, tuple | list):
+        kinds = [type(x).__name__ for x in batch]
+        if len(batch) >= least and all(isinstance(x, Tensor) for x in batch):
+            return
+        found = f"({', '.join(kinds)})"
+    else:
+        found = f"a {type(batch).__name__}"
+    raise TrainingError(
+        f"this batch is {found}; a tuple of tensors is needed, the target last. For batches of "
+        "another kind, override `compute` and `weight`"
+    )
+
+
+def class_options(loss: Any) -> tuple[int, Any] | None:
+    "Which target a loss ignores, and its class weights; None if it is no mean over classes."
+    if isinstance(loss, CrossEntropyLoss | NLLLoss):
+        return loss.ignore_index, loss.weight
+    given = getattr(loss, "keywords", {})  # of a functools.partial
+    if getattr(loss, "func", loss) in (cross_entropy, nll_loss):
+        return given.get("ignore_index", -100), given.get("weight")
+    return None
+
+
 class Task:
     """A model and its loss: the answer to a batch, and an honest mark.
 
-    A batch is a tuple of tensors, the target last. Override `compute` for batches of another kind.
+    A batch is a tuple of tensors, the target last. Override `compute` for batches of another kind,
+    and `weight`, too, if they are no tuples. Raises TrainingError.
     """
 
     def __init__(self, model: Module, loss: Callable[[Any, Any], Tensor]) -> None:
         self.model, self.loss = model, loss
         self.parameters = list(model.parameters())
 
+    def weight(self, batch: Sequence[Tensor]) -> float:
+        """How much the loss of a batch counts beside that of others: its number of examples.
+
+        With `cross_entropy` and `nll_loss`, the number of targets that are not ignored, or the sum
+        of their class weights. Override it for a loss that is a mean over something else.
+        """
+        check_batch(batch, 1)
+        target, options = batch[-1], class_options(self.loss)
+        if options is None or target.dtype.kind not in "iu":
+            return len(target) if target.ndim else 1
+        classes, (ignored, weights) = to_numpy(target.data), options
+        classes = classes[classes != ignored]
+        if weights is None:
+            return int(classes.size)
+        return float(to_numpy(as_tensor(weights).data).take(classes, mode="clip").sum())
+
     def compute(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         "The model's output, the target, and the loss: one number. Raises ShapeError."
+        check_batch(batch, 2)
         place = self.parameters[0].device
         *inputs, target = (x.to(place) for x in batch)
         output = self.model(*inputs)
@@ -83,9 +129,9 @@ class Task:
         with evaluating(self.model):
             for batch in loader:
                 output, target, loss = self.compute(batch)
-                running.update(output, target, float(loss))
+                running.update(output, target, float(loss), self.weight(batch))
         if not running.loss.weight:
-            raise TrainingError("evaluate: the loader gave no batch")
+            raise TrainingError("evaluate: the loader gave no batch, or none that counts")
         return running.compute(prefix)
 
     def predict(self, loader: Iterable[Sequence[Tensor]]) -> np.ndarray[Any, Any]:
@@ -117,34 +163,57 @@ class Stepper(Task):
     def update(self, batches: Sequence[Sequence[Tensor]], running: Running | None = None) -> float:
         "One step for all `batches`, as if they were one; returns their mean loss."
         self.optimizer.zero_grad()
-        total, mean = sum(len(batch[-1]) for batch in batches), Mean()
-        for batch in batches:
+        weights, mean = [self.weight(batch) for batch in batches], Mean()
+        if not (total := sum(weights)):
+            raise TrainingError(f"step {self.steps + 1}: no target counts: all are ignored")
+        for batch, weight in zip(batches, weights):
+            if not weight:
+                continue
             output, target, loss = self.compute(batch)
             value = self.finite(float(loss))
-            mean.update(value, len(target))
-            (loss if len(batches) == 1 else loss * (len(target) / total)).backward()
+            mean.update(value, weight)
+            (loss if len(batches) == 1 else loss * (weight / total)).backward()
             if running is not None:
-                running.update(output, target, value)
+                running.update(output, target, value, weight)
         if self.clip_norm is not None:
-            clip_grad_norm_(self.parameters, self.clip_norm)
+            norm = clip_grad_norm_(self.parameters, self.clip_norm)
+            self.finite(norm, "norm of the gradient")
         self.optimizer.step()
         self.steps += 1
         return mean.compute()
 
-    def finite(self, loss: float) -> float:
-        "The loss itself, if one can go on with it."
-        if math.isfinite(loss):
-            return loss
+    def finite(self, value: float, what: str = "loss") -> float:
+        "The value itself, if one can go on with it."
+        if math.isfinite(value):
+            return value
+        for name, p in self.model.named_parameters():
+            if not np.isfinite(to_numpy(p.data)).all():
+                raise TrainingError(
+                    f"step {self.steps + 1}: the {what} is {value}, and {name} has such numbers "
+                    "already: a gradient before had. Go back to an earlier state; with clip_norm, "
+                    "1.0 say, the gradient is looked at before the step"
+                )
         raise TrainingError(
-            f"step {self.steps + 1}: the loss is {loss}; the weights are as they were before it. "
-            "Do this step again inside `with gb.detect_anomaly():` to see which operation began "
-            f"it. Often a smaller learning rate (now {self.lr:g}) helps, or clip_norm=1.0"
+            f"step {self.steps + 1}: the {what} is {value}; the weights are as they were before "
+            "it. Do this step again inside `with gb.detect_anomaly():` to see which operation "
+            f"began it. Often a smaller learning rate (now {self.lr:g}) helps, or clip_norm=1.0"
         )
 
 # %% ../../nbs/15_train.ipynb #e69144d9
 def name_of(x: Any) -> str:
     "The name of a function, or of an object's class."
     return str(getattr(x, "__name__", type(x).__name__))
+
+
+def takes_a_metric(scheduler: Any) -> bool:
+    "Whether a schedule wants to know how well it goes."
+    return scheduler is not None and "metrics" in signature(scheduler.step).parameters
+
+
+def reduction_of(loss: Any) -> str:
+    "How a loss sums up its batch, if it says so."
+    given = getattr(loss, "keywords", {})  # of a functools.partial
+    return str(getattr(loss, "reduction", given.get("reduction", "mean")))
 
 
 class State(Stepper):
@@ -159,6 +228,10 @@ class State(Stepper):
         super().__init__(model, loss, optimizer, clip_norm)
         if schedule not in ("step", "epoch") or accumulate < 1:
             raise ValueError(f"schedule {schedule!r}: step or epoch; accumulate {accumulate}: >= 1")
+        if schedule == "step" and takes_a_metric(scheduler):
+            raise ValueError(f"{name_of(scheduler)} takes a metric: it needs schedule='epoch'")
+        if accumulate > 1 and reduction_of(loss) == "sum":
+            raise ValueError(f"accumulate {accumulate}: the loss must be a mean, and is a sum")
         if progress and not any(isinstance(c, Progress) for c in callbacks):
             callbacks = [Progress(), *callbacks]
         self.callbacks = sorted(callbacks, key=lambda c: c.outermost)
@@ -233,7 +306,7 @@ class Trainer(State):
     """A training run: epochs of steps, validation, callbacks, and a state to go on from.
 
     `metrics` are measured in training and in validation. `accumulate` batches make one step, as if
-    they were one. `scheduler` takes a step with the optimiser or, with `schedule="epoch"`, after
+    they were one (see `Task.weight`). `scheduler` takes a step with the optimiser or, with `schedule="epoch"`, after
     an epoch. Ctrl-C ends the run after the step that is being made.
     """
 
@@ -369,6 +442,20 @@ def undoing(trainer: Trainer, loader: Any) -> Iterator[None]:
         trainer.train_loader = held
 
 
+def over_and_over(loader: Iterable[Any]) -> Iterator[Any]:
+    "The batches of a loader, again and again. Raises TrainingError if it can't begin again."
+    given = 0
+    while True:
+        before = given
+        for batch in loader:
+            given += 1
+            yield batch
+        if given == before:
+            raise TrainingError(
+                f"the loader gave {given} batches, and then none; a list or a DataLoader begins again"
+            )
+
+
 def find_lr(
     trainer: Trainer, loader: Any, low: float = 1e-5, high: float = 10.0, steps: int = 100
 ) -> LrCurve:
@@ -384,7 +471,7 @@ def find_lr(
     losses: list[float] = []
     with undoing(trainer, loader):
         trainer.model.train()
-        for k, batch in zip(range(steps), chain.from_iterable(repeat(loader))):
+        for k, batch in zip(range(steps), over_and_over(loader)):
             lrs.append(low * (high / low) ** (k / (steps - 1)))
             for group in trainer.optimizer.param_groups:
                 group["lr"] = lrs[-1]

@@ -20,11 +20,13 @@ class Mean:
     "A running mean in which each value counts as often as its weight says."
 
     def __init__(self) -> None:
-        self.total, self.weight = 0.0, 0
+        self.total: float = 0.0
+        self.weight: float = 0
 
-    def update(self, value: float, weight: int = 1) -> None:
-        self.total += value * weight
-        self.weight += weight
+    def update(self, value: float, weight: float = 1) -> None:
+        if weight:  # what doesn't count may be NaN
+            self.total += value * weight
+            self.weight += weight
 
     def compute(self) -> float:
         return self.total / self.weight if self.weight else float("nan")
@@ -126,8 +128,11 @@ class Running:
         for metric in self.metrics:
             metric.reset()
 
-    def update(self, output: Tensor, target: Tensor, loss: float) -> None:
-        self.loss.update(loss, len(target))
+    def update(
+        self, output: Tensor, target: Tensor, loss: float, weight: float | None = None
+    ) -> None:
+        "Take a batch into account; its loss counts `weight` times, or once for each example."
+        self.loss.update(loss, len(target) if weight is None else weight)
         for metric in self.metrics:
             metric.update(output, target)
 
