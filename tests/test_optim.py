@@ -340,7 +340,11 @@ def test_lbfgs_resumes_where_it_was() -> None:
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_a_step_makes_no_arrays(kind: Any, options: Any, shape: tuple[int, ...]) -> None:
+def test_a_step_makes_no_arrays(
+    kind: Any, options: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "In one thread: each further one makes its scratch when it gets its first piece, maybe late."
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     p = Tensor(np.ones(shape, "float32"), requires_grad=True)
     p.grad = wrap(np.full(shape, 0.1, "float32"))
     optimizer, array = kind([p], lr=1e-3, **options), p.data

@@ -19,9 +19,9 @@ from ..tensor.core import Tensor, enable_grad, overwritten
 
 # %% auto #0
 __all__ = ['Check', 'not_negative', 'CHECKS', 'Params', 'EXTRA', 'Job', 'PIECE', 'Update', 'ALONE', 'pools', 'OptimizerError',
-           'between', 'check_options', 'as_groups', 'named', 'check_parameter', 'label', 'Groups', 'as_saved',
-           'checked_groups', 'checked_state', 'Memory', 'writable', 'Optimizer', 'Elementwise', 'workers',
-           'in_parallel', 'with_decay', 'SGD', 'Adagrad', 'RMSprop']
+           'between', 'check_options', 'as_groups', 'named', 'check_parameter', 'label', 'Groups', 'as_saved', 'Memory',
+           'checked_groups', 'checked_state', 'writable', 'Optimizer', 'Elementwise', 'workers', 'in_parallel',
+           'with_decay', 'SGD', 'Adagrad', 'RMSprop']
 
 # %% ../../nbs/14_optim.ipynb #3996a0ee
 class OptimizerError(ValueError):
@@ -174,7 +174,7 @@ class Groups:
         inside = lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines) + "\n"
         return f"{self.name}({inside})"
 
-# %% ../../nbs/14_optim.ipynb #d18adf0e
+# %% ../../nbs/14_optim.ipynb #e6691bf8
 def as_saved(value: Any, dtype: Any, device: Any) -> Any:
     "A plain number as it is, an array or a tensor copied to `device`."
     if isinstance(value, int | float | list):
@@ -183,47 +183,6 @@ def as_saved(value: Any, dtype: Any, device: Any) -> Any:
     return transfer(to_numpy(array).astype(dtype), device)
 
 
-def checked_groups(memory: Memory, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
-    "The saved options of each group. Raises OptimizerError."
-    who, own = f"{memory.name}: load_state_dict", memory.param_groups
-    try:
-        sizes = [len(group["params"]) for group in saved["param_groups"]]
-        saved["state"].items()
-    except (KeyError, TypeError, AttributeError) as error:
-        raise OptimizerError(f"{who}: this is no state of an optimiser: {error!r}") from None
-    if sizes != (mine := [len(group["params"]) for group in own]):
-        raise OptimizerError(f"{who}: groups of {sizes} parameters, but here of {mine}")
-    options = []
-    for group, ours in zip(saved["param_groups"], own):
-        names, theirs = ours.get("param_names") or (), group.get("param_names") or ()
-        for a, b in zip(theirs, names):
-            if a != b:
-                raise OptimizerError(f"{who}: {a!r} stands where {b!r} does here")
-        options.append({k: v for k, v in group.items() if k not in ("params", "param_names")})
-        if unknown := sorted(options[-1].keys() - {*memory.defaults, *EXTRA}):
-            raise OptimizerError(f"{who}: {memory.name} has no options {unknown}")
-        check_options({k: v for k, v in options[-1].items() if k != "lr"}, who)
-    return options
-
-
-def checked_state(memory: Memory, saved: Mapping[str, Any]) -> dict[Tensor, dict[str, Any]]:
-    "What was remembered about each parameter, copied to where it is. Raises OptimizerError."
-    who, found = f"{memory.name}: load_state_dict", {}
-    places = [(group, k) for group in memory.param_groups for k in range(len(group["params"]))]
-    for index, values in saved["state"].items():
-        if not 0 <= int(index) < len(places):
-            raise OptimizerError(f"{who}: of parameter {index}, but there are {len(places)}")
-        group, k = places[int(index)]
-        p = group["params"][k]
-        found[p] = {name: as_saved(value, p.dtype, p.device) for name, value in values.items()}
-        for name, value in found[p].items():
-            shape, wanted = getattr(value, "shape", None), memory.shape_of(name, p)
-            if shape not in (None, wanted):
-                what = f"{name} of {label(group, k)}"
-                raise OptimizerError(f"{who}: {what} has shape {shape}, not {wanted}")
-    return found
-
-# %% ../../nbs/14_optim.ipynb #f28e6500
 class Memory(Groups):
     """Groups, and what is remembered about each parameter: arrays of its shape, and numbers.
 
@@ -271,6 +230,47 @@ class Memory(Groups):
         for group, loaded in zip(self.param_groups, options):
             group.update(loaded)
         self.state = state
+
+# %% ../../nbs/14_optim.ipynb #d30026dc
+def checked_groups(memory: Memory, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
+    "The saved options of each group. Raises OptimizerError."
+    who, own = f"{memory.name}: load_state_dict", memory.param_groups
+    try:
+        sizes = [len(group["params"]) for group in saved["param_groups"]]
+        saved["state"].items()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise OptimizerError(f"{who}: this is no state of an optimiser: {error!r}") from None
+    if sizes != (mine := [len(group["params"]) for group in own]):
+        raise OptimizerError(f"{who}: groups of {sizes} parameters, but here of {mine}")
+    options = []
+    for group, ours in zip(saved["param_groups"], own):
+        names, theirs = ours.get("param_names") or (), group.get("param_names") or ()
+        for a, b in zip(theirs, names):
+            if a != b:
+                raise OptimizerError(f"{who}: {a!r} stands where {b!r} does here")
+        options.append({k: v for k, v in group.items() if k not in ("params", "param_names")})
+        if unknown := sorted(options[-1].keys() - {*memory.defaults, *EXTRA}):
+            raise OptimizerError(f"{who}: {memory.name} has no options {unknown}")
+        check_options({k: v for k, v in options[-1].items() if k != "lr"}, who)
+    return options
+
+
+def checked_state(memory: Memory, saved: Mapping[str, Any]) -> dict[Tensor, dict[str, Any]]:
+    "What was remembered about each parameter, copied to where it is. Raises OptimizerError."
+    who, found = f"{memory.name}: load_state_dict", {}
+    places = [(group, k) for group in memory.param_groups for k in range(len(group["params"]))]
+    for index, values in saved["state"].items():
+        if not 0 <= int(index) < len(places):
+            raise OptimizerError(f"{who}: of parameter {index}, but there are {len(places)}")
+        group, k = places[int(index)]
+        p = group["params"][k]
+        found[p] = {name: as_saved(value, p.dtype, p.device) for name, value in values.items()}
+        for name, value in found[p].items():
+            shape, wanted = getattr(value, "shape", None), memory.shape_of(name, p)
+            if shape not in (None, wanted):
+                what = f"{name} of {label(group, k)}"
+                raise OptimizerError(f"{who}: {what} has shape {shape}, not {wanted}")
+    return found
 
 # %% ../../nbs/14_optim.ipynb #753c7627
 Job = tuple[Tensor, Array, dict[str, Any], dict[str, Any]]  # parameter, gradient, group, state
@@ -339,7 +339,7 @@ class Optimizer(Memory):
         return [array[:n] for array, n in zip(kept, sizes)]
 
 # %% ../../nbs/14_optim.ipynb #2854a4b0
-PIECE = 1 << 18  # elements; see the measurements on the page
+PIECE = 1 << 18  # elements; measured at the end of the page
 Update = Callable[..., None]
 
 
@@ -373,7 +373,7 @@ class Elementwise(Optimizer):
             change(namespace(p), p, g, s, t, *buffers)
 
 # %% ../../nbs/14_optim.ipynb #17087375
-ALONE = 1 << 19  # elements; below this a second thread costs more than it gives
+ALONE = 1 << 19  # elements, two pieces; at a quarter of it a second thread costs time
 pools: dict[int, ThreadPoolExecutor] = {}  # by process: a forked child has no threads
 
 

@@ -241,7 +241,7 @@ class OneCycleLR(LRScheduler):
         if not 0 <= t < self.total_steps:
             raise OptimizerError(f"OneCycleLR: step {t + 1} of {self.total_steps}: it is over")
         top = self.pct_start * self.total_steps - 1
-        if t <= top:
+        if t <= top and top > 0:  # with a first part of one step, that step is the highest
             return half_cosine(low, high, t / top)
         return half_cosine(high, end, (t - top) / (self.total_steps - 1 - top))
 
