@@ -82,11 +82,11 @@ def clip_grad_norm_(
     if not isfinite(norm):
         if error_if_nonfinite:
             names = [name for name, p in found if not isfinite(norm_of(p.grad.data, inf))]
-            first, count = (names or ["none"])[0], f"{len(names)} of {len(found)}"
-            raise OptimizerError(
-                f"clip_grad_norm_: the norm is {norm}; {first} is the first of {count} with a"
-                " gradient that is not finite"
-            )
+            blame = "though each gradient is finite"
+            if names:
+                count = f"{len(names)} of {len(found)}"
+                blame = f"{names[0]} is the first of {count} with a gradient that is not finite"
+            raise OptimizerError(f"clip_grad_norm_: the norm is {norm}; {blame}")
         return norm
     share = max_norm / (norm + 1e-6)  # as in PyTorch: a little shorter, never longer
     if share < 1:

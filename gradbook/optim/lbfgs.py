@@ -188,8 +188,8 @@ class LBFGS(Optimizer):
     """Newton's direction from the last few steps and changes of the gradient; full batches only.
 
     `step(closure)` makes up to `max_iter` steps; `closure()` clears the gradients, computes the
-    loss, calls `backward()`, and returns the loss. With `line_search_fn=None`, steps have length
-    `lr` instead of being searched for. Source: Liu & Nocedal (1989).
+    loss, calls `backward()`, and returns the loss. With `line_search_fn=None`, the whole direction
+    times `lr` is taken. Source: Liu & Nocedal (1989).
     """
 
     def __init__(

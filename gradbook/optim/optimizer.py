@@ -19,9 +19,9 @@ from ..tensor.core import Tensor, enable_grad, overwritten
 
 # %% auto #0
 __all__ = ['Check', 'not_negative', 'CHECKS', 'Params', 'EXTRA', 'Job', 'PIECE', 'Update', 'ALONE', 'pools', 'OptimizerError',
-           'between', 'check_options', 'as_groups', 'named', 'check_parameter', 'label', 'Groups', 'as_saved',
-           'checked_groups', 'checked_state', 'check_remembered', 'Memory', 'writable', 'Optimizer', 'Elementwise',
-           'workers', 'in_parallel', 'with_decay', 'SGD', 'Adagrad', 'RMSprop']
+           'between', 'check_options', 'as_groups', 'named', 'check_parameter', 'label', 'Groups', 'as_saved', 'Memory',
+           'checked_groups', 'checked_state', 'check_remembered', 'writable', 'Optimizer', 'Elementwise', 'workers',
+           'in_parallel', 'with_decay', 'SGD', 'Adagrad', 'RMSprop']
 
 # %% ../../nbs/14_optim.ipynb #3996a0ee
 class OptimizerError(ValueError):
@@ -174,7 +174,7 @@ class Groups:
         inside = lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines) + "\n"
         return f"{self.name}({inside})"
 
-# %% ../../nbs/14_optim.ipynb #d18adf0e
+# %% ../../nbs/14_optim.ipynb #e6691bf8
 def as_saved(value: Any, dtype: Any, device: Any) -> Any:
     "A plain number as it is, an array or a tensor copied to `device`."
     if isinstance(value, int | float | list):
@@ -183,6 +183,62 @@ def as_saved(value: Any, dtype: Any, device: Any) -> Any:
     return transfer(to_numpy(array).astype(dtype), device)
 
 
+class Memory(Groups):
+    """Groups, and what is remembered about each parameter: arrays of its shape, and numbers.
+
+    `state_dict()` and `load_state_dict()` carry it over to another run.
+    """
+
+    def __init__(self, params: Params, **defaults: Any) -> None:
+        self.state: dict[Tensor, dict[str, Any]] = {}
+        super().__init__(params, **defaults)
+
+    numbers: Mapping[str, float] = {"step": 0}  # what else is remembered, and its first value
+
+    def buffers(self, group: Mapping[str, Any]) -> dict[str, float]:
+        "The names of the arrays for each parameter, and what they are filled with at first."
+        return {}
+
+    def names(self, group: Mapping[str, Any]) -> list[str]:
+        "All that is remembered about a parameter."
+        return [*self.numbers, *self.buffers(group)]
+
+    def shape_of(self, name: str, p: Tensor) -> tuple[int, ...]:
+        "The shape of what is remembered about `p` under this name."
+        return p.shape
+
+    def state_of(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+        "What is remembered about `p`; made when it is first asked for."
+        state = self.state.setdefault(p, dict(self.numbers))
+        for name, start in self.buffers(group).items():
+            if name not in state:
+                state[name] = namespace(p.data).full_like(p.data, start)
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        "Everything needed to go on later: plain numbers, lists and NumPy arrays, all copied."
+        order = [(p, group) for group in self.param_groups for p in group["params"]]
+        index = {id(p): k for k, (p, _) in enumerate(order)}
+        groups = []
+        for group in self.param_groups:
+            options = {k: v for k, v in group.items() if k != "params"}
+            groups.append(options | {"params": [index[id(p)] for p in group["params"]]})
+        state = {}
+        for k, (p, group) in enumerate(order):
+            if p in self.state:
+                now = self.state_of(p, group)
+                state[k] = {name: as_saved(now[name], p.dtype, "cpu") for name in self.names(group)}
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        "Go on from what `state_dict()` gave. Raises OptimizerError, and then nothing has changed."
+        options = checked_groups(self, saved)
+        state = checked_state(self, saved["state"], options)
+        for group, loaded in zip(self.param_groups, options):
+            group.update(loaded)
+        self.state = state
+
+# %% ../../nbs/14_optim.ipynb #d30026dc
 def checked_groups(memory: Memory, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
     "The saved options of each group. Raises OptimizerError."
     who, own = f"{memory.name}: load_state_dict", memory.param_groups
@@ -238,62 +294,6 @@ def check_remembered(memory: Memory, name: str, value: Any, p: Tensor, what: str
     shape, wanted = getattr(value, "shape", None), memory.shape_of(name, p)
     if shape != wanted:
         raise OptimizerError(f"{what} has shape {shape}, not {wanted}")
-
-# %% ../../nbs/14_optim.ipynb #f28e6500
-class Memory(Groups):
-    """Groups, and what is remembered about each parameter: arrays of its shape, and numbers.
-
-    `state_dict()` and `load_state_dict()` carry it over to another run.
-    """
-
-    def __init__(self, params: Params, **defaults: Any) -> None:
-        self.state: dict[Tensor, dict[str, Any]] = {}
-        super().__init__(params, **defaults)
-
-    numbers: Mapping[str, float] = {"step": 0}  # what else is remembered, and its first value
-
-    def buffers(self, group: Mapping[str, Any]) -> dict[str, float]:
-        "The names of the arrays for each parameter, and what they are filled with at first."
-        return {}
-
-    def names(self, group: Mapping[str, Any]) -> list[str]:
-        "All that is remembered about a parameter."
-        return [*self.numbers, *self.buffers(group)]
-
-    def shape_of(self, name: str, p: Tensor) -> tuple[int, ...]:
-        "The shape of what is remembered about `p` under this name."
-        return p.shape
-
-    def state_of(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-        "What is remembered about `p`; made when it is first asked for."
-        state = self.state.setdefault(p, dict(self.numbers))
-        for name, start in self.buffers(group).items():
-            if name not in state:
-                state[name] = namespace(p.data).full_like(p.data, start)
-        return state
-
-    def state_dict(self) -> dict[str, Any]:
-        "Everything needed to go on later: plain numbers, lists and NumPy arrays, all copied."
-        order = [(p, group) for group in self.param_groups for p in group["params"]]
-        index = {id(p): k for k, (p, _) in enumerate(order)}
-        groups = []
-        for group in self.param_groups:
-            options = {k: v for k, v in group.items() if k != "params"}
-            groups.append(options | {"params": [index[id(p)] for p in group["params"]]})
-        state = {}
-        for k, (p, group) in enumerate(order):
-            if p in self.state:
-                now = self.state_of(p, group)
-                state[k] = {name: as_saved(now[name], p.dtype, "cpu") for name in self.names(group)}
-        return {"state": state, "param_groups": groups}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        "Go on from what `state_dict()` gave. Raises OptimizerError, and then nothing has changed."
-        options = checked_groups(self, saved)
-        state = checked_state(self, saved["state"], options)
-        for group, loaded in zip(self.param_groups, options):
-            group.update(loaded)
-        self.state = state
 
 # %% ../../nbs/14_optim.ipynb #753c7627
 Job = tuple[Tensor, Array, dict[str, Any], dict[str, Any]]  # parameter, gradient, group, state
@@ -362,7 +362,7 @@ class Optimizer(Memory):
         return [array[:n] for array, n in zip(kept, sizes)]
 
 # %% ../../nbs/14_optim.ipynb #2854a4b0
-PIECE = 1 << 18  # elements; see the measurements on the page
+PIECE = 1 << 18  # elements; measured at the end of the page
 Update = Callable[..., None]
 
 
@@ -396,7 +396,7 @@ class Elementwise(Optimizer):
             change(namespace(p), p, g, s, t, *buffers)
 
 # %% ../../nbs/14_optim.ipynb #17087375
-ALONE = 1 << 19  # elements; below this a second thread costs more than it gives
+ALONE = 1 << 19  # elements, two pieces; at a quarter of it a second thread costs time
 pools: dict[int, ThreadPoolExecutor] = {}  # by process: a forked child has no threads
 
 

@@ -242,7 +242,7 @@ class OneCycleLR(LRScheduler):
             raise OptimizerError(f"OneCycleLR: step {t} of {self.total_steps}: it is over")
         t = min(t, self.total_steps - 1)  # `step()` after the last update: the rate stays
         top = self.pct_start * self.total_steps - 1
-        if t <= top:
+        if t <= top and top > 0:  # with a first part of one step, that step is the highest
             return half_cosine(low, high, t / top)
         return half_cosine(high, end, (t - top) / (self.total_steps - 1 - top))
 
