@@ -212,7 +212,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 def runs_table(runs: Sequence[Run]) -> str:
     "A line for each run: how far it came, its best validation loss, and the way there."
-    rows = [["run", "status", "epochs", "time", "test", "val_loss", "from epoch to epoch"]]
+    rows = [["run", "status", "epochs", "time", "test", "best val_loss", "from epoch to epoch"]]
     for run in runs:
         losses, test = run.series("val_loss"), run.about.get("test_accuracy")
         best = f"{min(losses):.4f}" if losses else ""
