@@ -88,7 +88,9 @@ class Log(NamedTuple):
 def read_log(path: str | Path) -> Log:
     """Read a log, with what was done twice counted once, and half lines left by a kill left out.
 
-    The status of a run that still goes on, or was killed, is "no end". Raises ValueError for a file that is no log.
+    A run that still goes on, or was killed, has the status "no end".
+
+    Raises ValueError for a file that is no log.
     """
     rows: list[dict[str, Any]] = []
     seconds, status = [0.0], "no end"
@@ -241,7 +243,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 def runs_table(runs: Sequence[Run]) -> str:
     "A line for each run: how far it came, its best validation loss, and the way there."
-    rows = [["run", "status", "epochs", "time", "test", "val_loss", "from epoch to epoch"]]
+    rows = [["run", "status", "epochs", "time", "test", "best val_loss", "from epoch to epoch"]]
     for run in runs:
         losses, test = run.series("val_loss"), run.about.get("test_accuracy")
         best = f"{min(losses):.4f}" if losses else ""
