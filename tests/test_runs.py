@@ -105,7 +105,21 @@ def test_a_line_cut_off_by_a_kill(tmp_path: Path, cut: int) -> None:
     assert [row["step"] for row in read_log(path).steps] == list(range(1, 16))
 
 
-@pytest.mark.parametrize("text", ["hello", "[1]", '{"a": 1}', '{"event": 3}', '{"event": "x"}}'])
+def test_a_kill_leaves_any_beginning_of_a_line(tmp_path: Path) -> None:
+    line(tmp_path)
+    path = tmp_path / "log.jsonl"
+    whole, log = path.read_text(), read_log(path)
+    last = whole.splitlines()[-1]
+    for left in range(len(last)):
+        path.write_text(whole + last[:left])
+        assert read_log(path) == log
+        RunLog(tmp_path).write("end", {"step": 15, "status": "again"})
+        assert read_log(path).status == "again"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "hello", "[1]", '{"a": 1}', '{"event": 3}', '{"event": "x"}}']
+)
 def test_what_is_no_log(tmp_path: Path, text: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(f'{{"event": "begin", "step": 0}}\n{text}\n')

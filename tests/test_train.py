@@ -106,6 +106,27 @@ def test_wrong_shapes_and_nothing_at_all() -> None:
     assert math.isnan(Accuracy().compute()) and math.isnan(Mean().compute())
 
 
+def test_a_note_of_running_metrics_does_not_change() -> None:
+    class Kept(Accuracy):
+        def reset(self) -> None:
+            super().reset()
+            self.shapes: list[Any] = []
+
+        def update(self, output: Tensor, target: Tensor) -> None:
+            super().update(output, target)
+            self.shapes.append(output.shape)
+
+    running, scores = Running([ConfusionMatrix(3), Kept()]), Tensor(np.eye(3, dtype="f4"))
+    running.update(scores, Tensor([0, 1, 1]), 0.5)
+    note = running.state_dict()
+    then = repr(note)
+    for _ in range(2):  # neither what comes after taking it, nor after going back to it
+        running.update(scores, Tensor([2, 2, 2]), 0.1)
+        assert repr(note) == then
+        running.load_state_dict(note)
+        assert repr(running.state_dict()) == then
+
+
 # ------------------------------------------------------------- task and step
 
 
@@ -528,6 +549,20 @@ def test_find_lr_undoes_everything() -> None:
     for bad in ({"low": 0.0}, {"low": 2.0, "high": 1.0}, {"steps": 1}):
         with pytest.raises(ValueError, match="find_lr"):
             find_lr(t, data, **bad)
+
+
+def test_find_lr_leaves_modes_and_loader_alone() -> None:
+    t, data = trainer(), loader()
+    t.model.train()
+    t.model[1].eval()  # type: ignore[index]
+    find_lr(t, data, steps=5)
+    assert [m.training for m in t.model.modules()] == [True, True, False, True]
+    assert t.train_loader is None
+    t.fit(data, epochs=1)
+    t.model.eval()
+    with pytest.raises(TrainingError):
+        find_lr(t, DataLoader(ArrayDataset(X * np.nan, Y), 16))
+    assert not any(m.training for m in t.model.modules()) and t.train_loader is data
 
 
 def test_find_lr_survives_an_explosion() -> None:

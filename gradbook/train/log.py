@@ -104,14 +104,14 @@ def read_log(path: str | Path) -> Log:
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     "The rows of a log, without a line that a kill cut off; raises ValueError for other trouble."
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text, head = path.read_text(encoding="utf-8", errors="replace"), '{"event"'
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
             good = isinstance(row, dict) and isinstance(row.get("event"), str)
         except ValueError:
             good = False
-            if line.startswith('{"event"') and not line.endswith("}"):
+            if line and head.startswith(line[: len(head)]) and not line.endswith("}"):
                 continue
         if not good:
             raise ValueError(f"{path}, line {number}: this is no line of a log: {line[:60]!r}")
@@ -212,7 +212,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 def runs_table(runs: Sequence[Run]) -> str:
     "A line for each run: how far it came, its best validation loss, and the way there."
-    rows = [["run", "status", "epochs", "time", "test", "val_loss", "from epoch to epoch"]]
+    rows = [["run", "status", "epochs", "time", "test", "best val_loss", "from epoch to epoch"]]
     for run in runs:
         losses, test = run.series("val_loss"), run.about.get("test_accuracy")
         best = f"{min(losses):.4f}" if losses else ""

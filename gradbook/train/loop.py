@@ -24,21 +24,27 @@ from .callbacks import Callback, Progress
 from .metrics import Mean, Metric, Running
 
 # %% auto #0
-__all__ = ['evaluating', 'TrainingError', 'Task', 'Stepper', 'name_of', 'State', 'gentle_interrupt', 'groups', 'in_order_of',
-           'Trainer', 'LrCurve', 'find_lr']
+__all__ = ['keeping_modes', 'evaluating', 'TrainingError', 'Task', 'Stepper', 'name_of', 'State', 'Moments', 'gentle_interrupt',
+           'groups', 'in_order_of', 'Batches', 'Epochs', 'Trainer', 'undoing', 'LrCurve', 'find_lr']
 
 # %% ../../nbs/15_train.ipynb #d5a9d3e3
 @contextmanager
-def evaluating(model: Module) -> Iterator[None]:
-    "The model in evaluation mode, and nothing recorded; afterwards each part is as it was."
+def keeping_modes(model: Module) -> Iterator[None]:
+    "Afterwards each part of the model is in the mode in which it was."
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    "The model in evaluation mode, and nothing recorded; afterwards each part is as it was."
+    with keeping_modes(model), no_grad():
+        model.eval()
+        yield
 
 # %% ../../nbs/15_train.ipynb #41508ccc
 class TrainingError(RuntimeError):
@@ -172,7 +178,7 @@ class State(Stepper):
         return {name: part for name, part in named.items() if hasattr(part, "state_dict")}
 
     def state_dict(self) -> dict[str, Any]:
-        "All that the next step depends on: numbers, strings and tensors, in dicts and lists."
+        "All that the next step depends on: numbers, strings, arrays, tensors; dicts and lists."
         own = ("epoch", "steps", "stop_reason")
         return {
             **{name: part.state_dict() for name, part in self.parts().items()},
@@ -188,6 +194,30 @@ class State(Stepper):
         self.epoch, self.steps = state["epoch"], state["steps"]
         self.stop_reason, self.history = state["stop_reason"], [dict(r) for r in state["history"]]
         init.set_rng_state(tuple(state["random"]))
+
+# %% ../../nbs/15_train.ipynb #044f8ea9
+class Moments(State):
+    "A state whose callbacks are told what happens, and may ask for the end."
+
+    status = "new"  # then "running", and in the end "finished", "interrupted" or "failed"
+
+    def call(self, moment: str) -> None:
+        "Tell all callbacks; at the beginning the last one first, as parentheses nest."
+        for callback in reversed(self.callbacks) if moment == "on_fit_begin" else self.callbacks:
+            getattr(callback, moment)(self)
+
+    def stop(self, reason: str) -> None:
+        "End the run after the step that is being made."
+        self.stop_reason = self.stop_reason or reason
+
+    def interrupt(self) -> None:
+        "End the run after this step, to go on another time."
+        self.status = "interrupted"
+
+    @property
+    def ending(self) -> bool:
+        "Whether the step that is being made is the last one."
+        return bool(self.stop_reason) or self.status == "interrupted"
 
 # %% ../../nbs/15_train.ipynb #48493d7d
 @contextmanager
@@ -208,7 +238,7 @@ def gentle_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../../nbs/15_train.ipynb #a7002a99
+# %% ../../nbs/15_train.ipynb #a541f7c0
 def groups(loader: Iterable[Any], size: int) -> Iterator[list[Any]]:
     "The batches in lists of `size`; the last list may be shorter."
     batches = iter(loader)
@@ -223,7 +253,69 @@ def in_order_of(epoch: int, loader: Any) -> Any:
     return loader
 
 
-class Trainer(State):
+class Batches(Moments):
+    "A run that knows which batches of its epoch are still to come."
+
+    def batches_left(self) -> Any:
+        "The batches of this epoch that are still to come: all of them, unless it was begun."
+        loader = self.train_loader
+        if not self.running.loss.weight:
+            return in_order_of(self.epoch, loader)
+        if not hasattr(loader, "state_dict"):
+            raise TrainingError(
+                f"epoch {self.epoch + 1} was begun, and this loader can't say where it was: it has "
+                "no state_dict. Use a DataLoader, or trainer.running.reset() to begin it again"
+            )
+        if loader.epoch > self.epoch:  # only the validation is left
+            return ()
+        loader.load_state_dict(loader.state_dict())
+        return loader
+
+    def steps_per_epoch(self) -> int | None:
+        "How many steps an epoch has, if the loader knows its length."
+        length = getattr(self.train_loader, "__len__", lambda: None)()
+        return None if length is None else math.ceil(length / self.accumulate)
+
+# %% ../../nbs/15_train.ipynb #dad6e6f5
+class Epochs(Batches):
+    "A run that can make an epoch."
+
+    last_loss = math.nan
+    val_loader: Any = None
+
+    def run_epoch(self) -> None:
+        "The steps of an epoch, or what is left of it; then validation and a row of history."
+        self.call("on_epoch_begin")
+        for batches in groups(self.batches_left(), self.accumulate):
+            self.last_loss = self.update(batches, self.running)
+            if self.scheduler is not None and self.schedule == "step":
+                self.scheduler.step()
+            self.call("on_step_end")
+            if self.ending:
+                return
+        self.end_epoch()
+
+    def end_epoch(self) -> None:
+        "Validate, and write the row."
+        if not self.running.loss.weight:
+            raise TrainingError("fit: the loader gave no batch")
+        row = {"epoch": self.epoch + 1, "step": self.steps, "lr": self.lr}
+        row |= self.running.compute()
+        if self.val_loader is not None:
+            same_order = in_order_of(0, self.val_loader)  # for the same sum, to the last bit
+            row |= self.evaluate(same_order, self.metrics, "val_")
+        self.epoch += 1
+        self.history.append(row)
+        self.running.reset()
+        if self.scheduler is not None and self.schedule == "epoch":
+            if "metrics" in signature(self.scheduler.step).parameters:  # it waits for a plateau
+                self.scheduler.step(row.get("val_loss", row["loss"]))
+            else:
+                self.scheduler.step()
+        self.call("on_epoch_end")
+
+# %% ../../nbs/15_train.ipynb #6e455a94
+class Trainer(Epochs):
     """A training run: epochs of steps, validation, callbacks, and a state to go on from.
 
     `metrics` are measured in training and in validation. `accumulate` batches make one step, as if
@@ -232,9 +324,6 @@ class Trainer(State):
     """
 
     goal = 0  # how many epochs there should be in the end
-    status = "new"  # then "running", and in the end "finished", "interrupted" or "failed"
-    last_loss = math.nan
-    val_loader: Any = None
 
     def fit(
         self, train_loader: Any, val_loader: Any = None, epochs: int = 1
@@ -260,73 +349,6 @@ class Trainer(State):
             raise KeyboardInterrupt(f"training ended after step {self.steps}")
         return self.history
 
-    def run_epoch(self) -> None:
-        "The steps of an epoch, or what is left of it; then validation and a row of history."
-        self.call("on_epoch_begin")
-        for batches in groups(self.batches_left(), self.accumulate):
-            self.last_loss = self.update(batches, self.running)
-            if self.scheduler is not None and self.schedule == "step":
-                self.scheduler.step()
-            self.call("on_step_end")
-            if self.ending:
-                return
-        self.end_epoch()
-
-    def batches_left(self) -> Any:
-        "The batches of this epoch that are still to come: all of them, unless it was begun."
-        loader = self.train_loader
-        if not self.running.loss.weight:
-            return in_order_of(self.epoch, loader)
-        if not hasattr(loader, "state_dict"):
-            raise TrainingError(
-                f"epoch {self.epoch + 1} was begun, and this loader can't say where it was: it has "
-                "no state_dict. Use a DataLoader, or trainer.running.reset() to begin it again"
-            )
-        if loader.epoch > self.epoch:  # only the validation is left
-            return ()
-        loader.load_state_dict(loader.state_dict())
-        return loader
-
-    def end_epoch(self) -> None:
-        "Validate, and write the row."
-        if not self.running.loss.weight:
-            raise TrainingError("fit: the loader gave no batch")
-        row = {"epoch": self.epoch + 1, "step": self.steps, "lr": self.lr}
-        row |= self.running.compute()
-        if self.val_loader is not None:
-            same_order = in_order_of(0, self.val_loader)  # for the same sum, to the last bit
-            row |= self.evaluate(same_order, self.metrics, "val_")
-        self.epoch += 1
-        self.history.append(row)
-        self.running.reset()
-        if self.scheduler is not None and self.schedule == "epoch":
-            plateau = "metrics" in signature(self.scheduler.step).parameters
-            self.scheduler.step(*[row.get("val_loss", row["loss"])] * plateau)
-        self.call("on_epoch_end")
-
-    def call(self, moment: str) -> None:
-        "Tell all callbacks; at the beginning the last one first, as parentheses nest."
-        for callback in reversed(self.callbacks) if moment == "on_fit_begin" else self.callbacks:
-            getattr(callback, moment)(self)
-
-    def stop(self, reason: str) -> None:
-        "End the run after the step that is being made."
-        self.stop_reason = self.stop_reason or reason
-
-    def interrupt(self) -> None:
-        "End the run after this step, to go on another time."
-        self.status = "interrupted"
-
-    @property
-    def ending(self) -> bool:
-        "Whether the step that is being made is the last one."
-        return bool(self.stop_reason) or self.status == "interrupted"
-
-    def steps_per_epoch(self) -> int | None:
-        "How many steps an epoch has, if the loader knows its length."
-        length = getattr(self.train_loader, "__len__", lambda: None)()
-        return None if length is None else math.ceil(length / self.accumulate)
-
     def settings(self) -> dict[str, Any]:
         "What a run that goes on later must have in common with this one."
         loader = self.train_loader
@@ -341,7 +363,20 @@ class Trainer(State):
             "callbacks": [name_of(c) for c in self.callbacks if c.state_dict()],
         }  # fmt: skip
 
-# %% ../../nbs/15_train.ipynb #5a9a664a
+# %% ../../nbs/15_train.ipynb #6628ff5a
+@contextmanager
+def undoing(trainer: Trainer, loader: Any) -> Iterator[None]:
+    "Whatever is done to the trainer, with this loader, is undone in the end."
+    held, trainer.train_loader = trainer.train_loader, loader
+    before = trainer.state_dict()
+    try:
+        with keeping_modes(trainer.model):
+            yield
+    finally:
+        trainer.load_state_dict(before)
+        trainer.train_loader = held
+
+# %% ../../nbs/15_train.ipynb #cdede4bc
 class LrCurve(NamedTuple):
     "Smoothed losses over growing learning rates; the suggestion is a tenth of the lowest point's."
 
@@ -360,26 +395,25 @@ def find_lr(
     if not (0 < low < high and steps > 2):
         given = f"low {low}, high {high}, steps {steps}"
         raise ValueError(f"find_lr: {given}: need 0 < low < high, and steps > 2")
-    trainer.train_loader = loader
-    before, mean = trainer.state_dict(), 0.0
+    mean = 0.0
     lrs: list[float] = []
     losses: list[float] = []
-    try:
+    with undoing(trainer, loader):
         trainer.model.train()
         for k, batch in zip(range(steps), chain.from_iterable(repeat(loader))):
             lrs.append(low * (high / low) ** (k / (steps - 1)))
             for group in trainer.optimizer.param_groups:
                 group["lr"] = lrs[-1]
-            mean = 0.9 * mean + 0.1 * trainer.update([batch])
+            try:
+                mean = 0.9 * mean + 0.1 * trainer.update([batch])
+            except TrainingError:  # the loss is no number any more: far enough
+                lrs.pop()
+                if not losses:
+                    raise
+                break
             losses.append(mean / (1 - 0.9 ** (k + 1)))
             if losses[-1] > 4 * min(losses):
                 break
-    except TrainingError:
-        lrs.pop()  # the loss is no number any more: far enough
-        if not losses:
-            raise
-    finally:
-        trainer.load_state_dict(before)
     smooth = min(10, len(losses) - 1)  # before that, the mean is of a few batches only
     lowest = smooth + int(np.argmin(losses[smooth:]))
     return LrCurve(lrs, losses, lrs[lowest] / 10)

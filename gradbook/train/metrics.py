@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -135,8 +136,9 @@ class Running:
         return {prefix + name: value for name, value in found.items()}
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [dict(vars(part)) for part in (self.loss, *self.metrics)]
+        "A note of everything so far, which later updates don't change."
+        return [deepcopy(vars(part)) for part in (self.loss, *self.metrics)]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
         for part, values in zip((self.loss, *self.metrics), state, strict=True):
-            vars(part).update(values)
+            vars(part).update(deepcopy(dict(values)))

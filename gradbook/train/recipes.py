@@ -32,7 +32,7 @@ __all__ = ['PROFILES', 'SMALL', 'IMAGES', 'MLPSettings', 'recommended', 'in_pack
 # %% ../../nbs/15b_checkpoint.ipynb #5b165da4
 @dataclass(frozen=True)
 class MLPSettings:
-    "Everything that the result of a run depends on."
+    "What one may choose for a run."
 
     data: str = "mnist"
     hidden: tuple[int, ...] = (256, 128)
