@@ -169,12 +169,13 @@ class MeanAndStd(Exercise):
         yield ([[1.0, 2.0, 3.0], [4.0]],)
         yield ([[5.0]],)
         yield ([[0.0, 0.0], [1.0, 2.0, 4.0, 8.0], [-3.0]],)
+        yield ([[[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]], [7.0, 7.0]],)
         yield ([[1e9 + 1, 1e9 + 2], [1e9 + 3, 1e9 + 4, 1e9 + 5]],)
 
     def solution(batches):
         count = mean = squares = 0.0
         for x in batches:
-            n, m = count, len(x)
+            n, m = count, x.size
             d = x.mean() - mean
             count = n + m
             mean += d * m / count
@@ -188,21 +189,27 @@ class MeanAndStd(Exercise):
 
     def wrong_mean_of_stds(batches):
         "Batches also differ from each other: the mean of their deviations is too small."
-        sizes = [len(x) for x in batches]
+        sizes = [x.size for x in batches]
         means, stds = [x.mean() for x in batches], [x.std() for x in batches]
         return np.average(means, weights=sizes), np.average(stds, weights=sizes)
 
     def wrong_difference(batches):
         "Right on paper. Around 1e9 the squares need 18 digits, and float64 has 16."
-        count = sum(len(x) for x in batches)
+        count = sum(x.size for x in batches)
         mean = sum(x.sum() for x in batches) / count
         squares = sum((x * x).sum() for x in batches) / count
         return mean, max(squares - mean**2, 0) ** 0.5
 
     def wrong_sample(batches):
         "Divide by the count, not by one less."
-        x = np.concatenate(batches)
+        x = np.concatenate([x.ravel() for x in batches])
         return x.mean(), x.std(ddof=1) if len(x) > 1 else 0.0
+
+    def wrong_rows(batches):
+        "`len(x)` counts the rows. An array of shape (30, 5) has 150 numbers: `x.size`."
+        x = np.concatenate([x.ravel() for x in batches])
+        mean = sum(x.mean() * len(x) for x in batches) / sum(len(x) for x in batches)
+        return mean, ((x - mean) ** 2).mean() ** 0.5
 
 # %% ../../nbs/13b_loader.ipynb #de87f83f
 questions = Quiz(

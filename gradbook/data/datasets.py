@@ -629,7 +629,8 @@ def csv_file(
 ) -> ArrayDataset:
     """The columns of a table as examples; `target` is what to predict, the others are float32.
 
-    The target is int64 if `labels`; None decides by whether it has words, or only 0, 1, 2, ...
+    The target is int64 if `labels`; None takes words, and 0, 1, ..., k - 1 with none missing,
+    for labels.
     `options` go to `read_csv`. Raises DataFileError.
     """
     table = read_csv(path, words=words, **options)
@@ -639,7 +640,7 @@ def csv_file(
     if labels and not whole.all():
         raise DataFileError(path, f"{y[~whole][0]} is no label")
     if labels is None:
-        labels = bool(whole.all())
+        labels = bool(whole.all()) and len(np.unique(y)) == y.max() + 1
     kind = "int64" if labels else "float32"
     classes = table.words.get(table.names[place], ())
     return ArrayDataset(x.astype("float32"), y.astype(kind), classes=classes)
