@@ -122,9 +122,13 @@ class Moved(Exercise):
         yield 3, 2, 2, [0, 5, -1], [-1, 0, 1]
 
     def solution(x, down, right):
-        rows = np.arange(x.shape[1]) - down[:, None]
-        columns = np.arange(x.shape[2]) - right[:, None]
-        return taken(x, rows, columns)
+        n, h, w = x.shape
+        rows = np.arange(h) - down[:, None]
+        columns = np.arange(w) - right[:, None]
+        r, c = rows[:, :, None], columns[:, None, :]
+        inside = (r >= 0) & (r < h) & (c >= 0) & (c < w)
+        found = x[np.arange(n)[:, None, None], r.clip(0, h - 1), c.clip(0, w - 1)]
+        return np.where(inside, found, 0)
 
     def wrong_way(x, down, right):
         "They go up and to the left: the pixel *above* comes down, so subtract."
@@ -235,17 +239,17 @@ questions = Quiz(
         },
     ),
     Question(
-        "A worker was killed by the system. Why would a loader that waits for the pipe hang?",
-        right="the dead send nothing, not even that they are dead",
-        because="one has to wait for the end of the process at the same time",
+        "All workers write to one queue. One is killed. Why can a loader that only reads it hang?",
+        right="the others hold the queue open, and the dead send nothing",
+        because="the queue does not end, so one has to look after the processes as well",
         wrong={
-            "the pipe is full": "it is empty",
+            "the queue is full": "it is read all the time",
             "the other workers wait too": "they go on; the loader waits for one batch",
             "a killed process can't be noticed": "the system tells whoever waits for its end",
         },
     ),
     Question(
-        "Images are normalised with mean and standard deviation of training *and* test set. Harm?",
+        "Images are normalised with mean and standard deviation of training and test set. Harm?",
         right="the result on the test set no longer says how well new data will do",
         because="new data were not there when the mean was computed",
         wrong={
@@ -255,12 +259,12 @@ questions = Quiz(
         },
     ),
     Question(
-        "With `num_workers=4` an array of MNIST is loaded *slower* than without workers. Why?",
+        "With `num_workers=4` an array of MNIST is loaded slower than without workers. Why?",
         right="a batch is gathered faster than it is carried between processes",
         because="workers pay where an example takes long: files, pictures, augmentation",
         wrong={
             "the processes wait for each other": "each makes its own batches",
-            "four is too many": "with one it would not be faster either",
+            "the order must be computed four times": "it is computed once, by the main process",
             "shared memory is slow": "it is memory; but it has to be written and read once more",
         },
     ),

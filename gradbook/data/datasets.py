@@ -393,7 +393,7 @@ def installed(source: Source, wanted: Sequence[str]) -> Found | None:
         found = look(Path(source.system), source, wanted, "system", direct=True)
     return found
 
-# %% ../../nbs/13_data.ipynb #3e78071a
+# %% ../../nbs/13_data.ipynb #e734c498
 def locate(
     source: Source,
     wanted: Sequence[str],
@@ -419,7 +419,8 @@ def locate(
             tell(f"{source.name}: {len(found.paths)} of {len(wanted)} files, from {found.place}")
         return found
     why = "downloads are switched off"
-    if settings.load().download == "on" if download is None else download:
+    allowed = settings.load().download == "on" if download is None else download
+    if allowed:
         why = "it could not be fetched"
         if source.name not in UNREACHABLE:
             try:

@@ -104,7 +104,7 @@ class Recipe:
 
     def __init__(self, dataset: Any, collate_fn: Any, transform: Any, seed: int) -> None:
         self.dataset, self.collate_fn, self.transform = dataset, collate_fn, transform
-        self.stream = random.split(random.key(seed))[1]  # the first is left to the order
+        self.stream = random.split(random.key(seed))[1]  # a child; the order comes from the parent
 
     def key(self, epoch: int, number: int) -> random.Key:
         return random.fold_in(random.fold_in(self.stream, epoch), number)
