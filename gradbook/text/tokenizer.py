@@ -36,8 +36,8 @@ from ..train.checkpoint import atomic
 
 # %% auto #0
 __all__ = ['CACHED', 'LARGEST', 'ENDOFTEXT', 'GPT2_SHA256', 'TokenizerError', 'checked_ids', 'Tokenizer', 'CharTokenizer', 'utf8',
-           'decode_stream', 'BPETokenizer', 'without', 'fingerprint', 'check_match', 'save_tokenizer', 'load_tokenizer',
-           'from_dict', 'strings', 'merges_of', 'load_merges', 'gpt2']
+           'decode_stream', 'BPETokenizer', 'without', 'fingerprint', 'check_match', 'to_dict', 'save_tokenizer',
+           'load_tokenizer', 'from_dict', 'strings', 'merges_of', 'load_merges', 'gpt2']
 
 # %% ../../nbs/20_text.ipynb #ccf357d2
 class TokenizerError(ValueError):
@@ -184,6 +184,7 @@ class BPETokenizer(Tokenizer):
             raise TokenizerError(f"n_vocab {n_vocab}: bytes and special tokens alone are {least}")
         pieces: Counter[bytes] = Counter()
         for document in [text] if isinstance(text, str) else text:
+            utf8(document)
             for part in without(special, document):
                 pieces.update(utf8(piece) for piece in split(part))
         merges = learn_merges(pieces, wanted)
@@ -281,10 +282,15 @@ def check_match(tokenizer: Tokenizer, n_vocab: int, print_of: str = "") -> None:
         raise TokenizerError(f"{tokenizer!r} is not the model's: fingerprint {own}, not {print_of}")
 
 
+def to_dict(tokenizer: Tokenizer) -> dict[str, Any]:
+    "A tokenizer as plain values, from which `from_dict` makes it again."
+    head = {"format": "gradbook tokenizer 1", "kind": tokenizer.kind, "n_vocab": tokenizer.n_vocab}
+    return head | tokenizer.as_dict()
+
+
 def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     "Write a tokenizer as JSON, whole or not at all."
-    head = {"format": "gradbook tokenizer 1", "kind": tokenizer.kind, "n_vocab": tokenizer.n_vocab}
-    text = json.dumps(head | tokenizer.as_dict(), ensure_ascii=False, indent=1)
+    text = json.dumps(to_dict(tokenizer), ensure_ascii=False, indent=1)
     with atomic(Path(path)) as file:
         file.write(text.encode() + b"\n")
 
@@ -300,7 +306,7 @@ def load_tokenizer(path: Place) -> Tokenizer:
 
 
 def from_dict(state: Any) -> Tokenizer:
-    "The tokenizer that `save_tokenizer` wrote. Raises ValueError."
+    "The tokenizer that `to_dict` wrote down. Raises ValueError."
     if not isinstance(state, dict) or state.get("format") != "gradbook tokenizer 1":
         raise ValueError('"format" is not "gradbook tokenizer 1"')
     tokenizer: Tokenizer
