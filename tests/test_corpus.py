@@ -61,9 +61,10 @@ def test_packed_documents_are_documents_and_ends(documents: list[str]) -> None:
 
 
 def test_ids_take_two_bytes_or_four() -> None:
-    wide = CharTokenizer("".join(map(chr, range(0xE000, 0xF900))) * 0 + "".join(
-        chr(c) for c in range(0x10000, 0x10000 + 2**16 + 1)
-    ))
+    wide = CharTokenizer(
+        "".join(map(chr, range(0xE000, 0xF900))) * 0
+        + "".join(chr(c) for c in range(0x10000, 0x10000 + 2**16 + 1))
+    )
     assert wide.n_vocab == 2**16 + 1
     assert pack(chr(0x20000), wide).dtype == "uint32"
     assert pack("ab", CharTokenizer("ab")).dtype == "uint16"
@@ -184,7 +185,7 @@ def test_texts_and_tokenizers_by_name(tmp_path: Path) -> None:
     assert open_tokenizer(str(tmp_path / "my.json"), "").n_vocab == 270
     with pytest.raises(CorpusError, match="did you mean names"):
         open_corpus("name")
-    with pytest.raises(CorpusError, match="there are: char, bpe:N, gpt2, and .json"):
+    with pytest.raises(CorpusError, match=r"there are: char, bpe:N, gpt2, and .json"):
         open_tokenizer("word", TEXT)
     with pytest.raises(CorpusError, match="the text for val has 0 tokens"):
         Corpus.of("abc", "", CharTokenizer("abc"))
@@ -201,7 +202,7 @@ def test_an_embedding_is_pytorchs() -> None:
     ids, g = rng.integers(0, 7, (4, 5)), rng.normal(size=(4, 5, 3)).astype("float32")
     ours, theirs = Embedding(7, 3, key=0), torch.nn.Embedding(7, 3)
     with torch.no_grad():
-        theirs.weight.copy_(torch.from_numpy(ours.weight.numpy()))
+        theirs.weight.copy_(torch.from_numpy(ours.weight.numpy().copy()))
     out, expected = ours(ids), theirs(torch.from_numpy(ids))
     np.testing.assert_array_equal(out.numpy(), expected.detach().numpy())
     (out * Tensor(g)).sum().backward()
@@ -290,8 +291,11 @@ def test_the_loss_is_the_papers() -> None:
 def test_words_in_the_same_company_become_alike() -> None:
     "In a language where twins stand in for each other, each finds its twin."
     rng = np.random.default_rng(0)
-    worlds = [["red", "crimson", "rose", "blood"], ["sea", "ocean", "wave", "salt"],
-              ["gold", "silver", "coin", "mine"]]
+    worlds = [
+        ["red", "crimson", "rose", "blood"],
+        ["sea", "ocean", "wave", "salt"],
+        ["gold", "silver", "coin", "mine"],
+    ]
     documents = [" ".join(rng.choice(worlds[rng.integers(3)], 8)) for _ in range(900)]
     vectors = train_vectors(documents, dim=8, epochs=8, least=2, threshold=1.0, batch_size=64)
     for world in worlds:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..data import datasets
-from ..data.formats import Place, read_text
+from ..data.formats import read_text
 from ..scalar.samples import DataFileError
 from ..tensor import random
 from ..tensor.core import Tensor, wrap
@@ -30,7 +30,7 @@ from gradbook.text.tokenizer import (
     load_tokenizer,
     to_dict,
 )
-from ..train.checkpoint import CheckpointError, read_header, save_tensors
+from ..train.checkpoint import read_header, save_tensors
 
 # %% auto #0
 __all__ = ['TEXTS', 'TOKENIZERS', 'CorpusError', 'pack', 'check_room', 'random_batch', 'Windows', 'bits_per_byte', 'Corpus',

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..nn.init import as_key, uniform_, zeros_
 from ..nn.module import Module
 from ..optim.optimizer import SGD
 from ..tensor import random
-from ..tensor.core import Tensor, wrap
+from ..tensor.core import Tensor
 from ..tensor.elementwise import softplus
 from ..tensor.random import Key
 
@@ -81,7 +81,8 @@ def subsample(
     "`ids` without some of the frequent ones; the marks -1 stay."
     often = counts / counts.sum()
     keep = np.append(np.sqrt(threshold / often), 1.0)  # ids[-1] is the mark's
-    return ids[random.uniform(key, ids.shape) < keep[ids]]
+    left: np.ndarray[Any, Any] = ids[random.uniform(key, ids.shape) < keep[ids]]
+    return left
 
 
 def skipgrams(ids: np.ndarray[Any, Any], window: int, key: Key) -> np.ndarray[Any, Any]:
@@ -103,7 +104,8 @@ def skipgrams(ids: np.ndarray[Any, Any], window: int, key: Key) -> np.ndarray[An
             chosen = together & (far >= d)
             found.append(np.stack([centre[chosen], other[chosen]], axis=1))
     pairs = np.concatenate(found)
-    return pairs[random.permutation(second, len(pairs))]
+    mixed: np.ndarray[Any, Any] = random.permutation(second, pairs)
+    return mixed
 
 # %% ../../nbs/20b_word2vec.ipynb #c7d5f4cf
 class SkipGram(Module):
@@ -119,7 +121,8 @@ class SkipGram(Module):
         u = self.centre(centres)  # (b, dim)
         real = (u * self.other(others)).sum(axis=-1)  # (b,)
         drawn = u @ self.other(noise).mT  # (b, m)
-        return softplus(-real).sum() + softplus(drawn).sum() * (negatives / drawn.shape[1])
+        loss: Tensor = softplus(-real).sum() + softplus(drawn).sum() * (negatives / drawn.shape[1])
+        return loss
 
 # %% ../../nbs/20b_word2vec.ipynb #4eddcf65
 class Noise:
@@ -130,8 +133,9 @@ class Noise:
         self.steps = np.cumsum(weights) / weights.sum()
 
     def draw(self, n: int, key: Key) -> np.ndarray[Any, Any]:
-        u = random.uniform(key, n, dtype="float64")
-        return self.steps.searchsorted(u * self.steps[-1], side="right")
+        u = random.uniform(key, n, dtype="float64") * self.steps[-1]
+        places: np.ndarray[Any, Any] = self.steps.searchsorted(u, side="right")
+        return places
 
 
 class Vectors:
@@ -208,7 +212,7 @@ GROUPS = {
     "family": ("father", "mother", "son", "brother", "uncle", "daughter"),
     "body": ("eyes", "cheeks", "lips", "tongue", "hand", "tears"),
     "rome": ("rome", "coriolanus", "marcius", "senate", "capitol", "romans"),
-    "time": ("night", "day", "morning", "hour", "week", "year"),
+    "time": ("night", "day", "morning", "hour", "morrow", "years"),
 }
 SHOWN = ("crown", "father", "eyes", "night", "rome", "love", "sword", "heaven")
 
@@ -224,18 +228,20 @@ def study(
     `options` go to `train_vectors`. Cosines are means over the seeds, neighbours are the first's.
     """
     chosen = [word for group in GROUPS.values() for word in group]
-    ranks, losses, seconds, cosines, neighbours = [], [], [], [], {}
+    known = Words(documents, options.get("least", 8))
+    for word in (*chosen, *SHOWN, *(word for pair in PAIRS for word in pair)):
+        known[word]  # raises now, and not after the training
+    ranks, losses, seconds, cosines = [], [], [], []
+    neighbours: dict[str, Any] = {}
     for seed in seeds:
-        start, heard = time.perf_counter(), list[float]()
-        vectors = train_vectors(
-            documents, seed=seed, report=lambda _, loss: heard.append(loss), **options
-        )
+        start, heard = time.perf_counter(), dict[int, float]()
+        vectors = train_vectors(documents, seed=seed, report=heard.__setitem__, **options)
         seconds.append(round(time.perf_counter() - start, 1))
-        losses.append([round(loss, 4) for loss in heard])
+        losses.append([round(loss, 4) for loss in heard.values()])
         ranks.append([vectors.rank(a, b) for a, b in PAIRS])
         rows = vectors.table[[vectors.words[word] for word in chosen]]
         cosines.append(rows @ rows.T)
-        say(f"seed {seed}: loss {heard[-1]:.3f}, median rank {np.median(ranks[-1]):g}")
+        say(f"seed {seed}: loss {losses[-1][-1]:.3f}, median rank {np.median(ranks[-1]):g}")
         neighbours = neighbours or {
             word: [[name, round(cos, 3)] for name, cos in vectors.nearest(word)] for word in SHOWN
         }
