@@ -108,7 +108,7 @@ def split(text: str) -> list[str]:
     "Cut text as GPT-2 does: words with the space before them, numbers, signs, white space."
     return splitter(text.isascii()).findall(text)
 
-# %% ../../nbs/20_text.ipynb #28948cf4
+# %% ../../nbs/20_text.ipynb #a5baa2b1
 class Pairs:
     "Counts of neighbours in `words`, kept up to date while words change."
 
@@ -150,7 +150,7 @@ class Pairs:
         for p in fresh:
             heapq.heappush(self.heap, (-self.counts[p], p))
 
-
+# %% ../../nbs/20_text.ipynb #6817961b
 def learn_merges(pieces: Mapping[bytes, int], n: int, least: int = 2) -> list[Pair]:
     """At most `n` merges for the `pieces`, which occur so many times; id 256 + k is merge k.
 

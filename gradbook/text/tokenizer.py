@@ -36,8 +36,8 @@ from ..train.checkpoint import atomic
 
 # %% auto #0
 __all__ = ['CACHED', 'LARGEST', 'ENDOFTEXT', 'GPT2_SHA256', 'TokenizerError', 'checked_ids', 'Tokenizer', 'CharTokenizer', 'utf8',
-           'decode_stream', 'BPETokenizer', 'without', 'fingerprint', 'check_match', 'to_dict', 'save_tokenizer',
-           'load_tokenizer', 'from_dict', 'strings', 'merges_of', 'load_merges', 'gpt2']
+           'decode_stream', 'Vocabulary', 'Encoder', 'without', 'BPETokenizer', 'fingerprint', 'check_match', 'to_dict',
+           'save_tokenizer', 'load_tokenizer', 'from_dict', 'strings', 'merges_of', 'load_merges', 'gpt2']
 
 # %% ../../nbs/20_text.ipynb #ccf357d2
 class TokenizerError(ValueError):
@@ -145,14 +145,9 @@ def decode_stream(
     if rest := decoder.decode(b"", final=True):
         yield rest
 
-# %% ../../nbs/20_text.ipynb #bb907fe5
-class BPETokenizer(Tokenizer):
-    """Byte-pair encoding: 256 bytes, a token for each merge, then the `special` tokens.
-
-    `merges` are pairs of earlier ids. `alphabet` is "bytes" or "gpt2": which byte has which id.
-    """
-
-    kind = "bpe"
+# %% ../../nbs/20_text.ipynb #a6f9d88d
+class Vocabulary(Tokenizer):
+    "256 bytes, then a token for each merge, then the special ones."
 
     def __init__(
         self, merges: Iterable[Pair], special: Sequence[str] = (), alphabet: str = "bytes"
@@ -173,27 +168,12 @@ class BPETokenizer(Tokenizer):
         self._byte_ids = bytes(ALPHABETS[alphabet].index(b) for b in range(256))
         self._cache: dict[str, list[int]] = {}
 
-    @classmethod
-    def train(
-        cls, text: str | Iterable[str], n_vocab: int, special: Sequence[str] = ("<|endoftext|>",)
-    ) -> BPETokenizer:
-        "Learn merges from one or more texts, for a vocabulary of `n_vocab` in all."
-        wanted = n_vocab - 256 - len(special)
-        if wanted < 0:
-            least = 256 + len(special)
-            raise TokenizerError(f"n_vocab {n_vocab}: bytes and special tokens alone are {least}")
-        pieces: Counter[bytes] = Counter()
-        for document in [text] if isinstance(text, str) else text:
-            utf8(document)
-            for part in without(special, document):
-                pieces.update(utf8(piece) for piece in split(part))
-        merges = learn_merges(pieces, wanted)
-        if len(merges) < wanted:
-            raise TokenizerError(
-                f"n_vocab {n_vocab:,}: this text has pairs that occur twice for "
-                f"{n_vocab - wanted + len(merges):,} at most; take fewer, or more text"
-            )
-        return cls(merges, special)
+# %% ../../nbs/20_text.ipynb #2589b87a
+CACHED = 2**17
+
+
+class Encoder(Vocabulary):
+    "From text to ids, where special tokens mean nothing."
 
     def encode_ordinary(self, text: str) -> list[int]:
         "Ids of a text in which special tokens mean nothing."
@@ -220,6 +200,45 @@ class BPETokenizer(Tokenizer):
                 self._cache.clear()
             self._cache[piece] = ids
         return ids
+
+# %% ../../nbs/20_text.ipynb #bb907fe5
+def without(names: Collection[str], text: str, keep: bool = False) -> list[str]:
+    "The text between special tokens, longer names first; with `keep` also the tokens."
+    if not names:
+        return [text]
+    pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    return re.split(f"({pattern})" if keep else pattern, text)
+
+
+class BPETokenizer(Encoder):
+    """Byte-pair encoding: 256 bytes, a token for each merge, then the `special` tokens.
+
+    `merges` are pairs of earlier ids. `alphabet` is "bytes" or "gpt2": which byte has which id.
+    """
+
+    kind = "bpe"
+
+    @classmethod
+    def train(
+        cls, text: str | Iterable[str], n_vocab: int, special: Sequence[str] = ("<|endoftext|>",)
+    ) -> BPETokenizer:
+        "Learn merges from one or more texts, for a vocabulary of `n_vocab` in all."
+        wanted = n_vocab - 256 - len(special)
+        if wanted < 0:
+            least = 256 + len(special)
+            raise TokenizerError(f"n_vocab {n_vocab}: bytes and special tokens alone are {least}")
+        pieces: Counter[bytes] = Counter()
+        for document in [text] if isinstance(text, str) else text:
+            utf8(document)
+            for part in without(special, document):
+                pieces.update(utf8(piece) for piece in split(part))
+        merges = learn_merges(pieces, wanted)
+        if len(merges) < wanted:
+            raise TokenizerError(
+                f"n_vocab {n_vocab:,}: this text has pairs that occur twice for "
+                f"{n_vocab - wanted + len(merges):,} at most; take fewer, or more text"
+            )
+        return cls(merges, special)
 
     def encode(
         self,
@@ -252,17 +271,6 @@ class BPETokenizer(Tokenizer):
         signs = [in_signs(token) for token in self.tokens]
         merges = [f"{signs[a]} {signs[b]}" for a, b in self.merges]
         return {"alphabet": self.alphabet, "special": list(self.special), "merges": merges}
-
-
-CACHED = 2**17
-
-
-def without(names: Collection[str], text: str, keep: bool = False) -> list[str]:
-    "The text between special tokens, longer names first; with `keep` also the tokens."
-    if not names:
-        return [text]
-    pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    return re.split(f"({pattern})" if keep else pattern, text)
 
 # %% ../../nbs/20_text.ipynb #d1b40d3e
 LARGEST = 2**26  # bytes in a file
