@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tools.against_library import modules_of
-from tools.notebook import KEY, load, page_name, source, text_of, write
+from tools.notebook import KEY, in_parallel, load, page_name, run, source, text_of, write
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
@@ -157,3 +158,25 @@ def test_code_fits_the_page(path: Path) -> None:
     for cell in load(path)["cells"]:
         if cell["cell_type"] == "code" and "code-fold" not in source(cell):
             assert all(len(line) <= 100 for line in source(cell).splitlines()), source(cell)[:80]
+
+
+def test_a_clock_gets_a_second_chance_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cell(code: str) -> dict[str, Any]:
+        fresh = {"id": "c", "metadata": {}, "outputs": [], "execution_count": None}
+        return {"cell_type": "code", "source": [*code.splitlines(True)], **fresh}
+
+    once = (
+        "from pathlib import Path\nn = len([*Path().glob('*.seen')])\nPath(f'{n}.seen').touch()\n"
+    )
+    path = tmp_path / "quick.ipynb"
+    form = {"metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps({"cells": [cell(f"#| timing\n{once}assert n == 1")], **form}))
+    assert in_parallel(run, [path], 2, False) == []
+    assert "cell c failed" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="cell c failed"):
+        in_parallel(run, [path], 2, False)  # it is the third time now, and the fourth
+    path.write_text(json.dumps({"cells": [cell(f"{once}assert n == 5")], **form}))
+    with pytest.raises(RuntimeError, match="cell c failed"):
+        in_parallel(run, [path], 2, False)  # no clock, no second chance

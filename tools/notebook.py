@@ -140,6 +140,10 @@ def clean(output: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+class TimingFailed(RuntimeError):
+    "A cell that asserts what a clock says has failed: the book is wrong, or the machine busy."
+
+
 def execute(notebook: dict[str, Any], path: Path) -> list[list[dict[str, Any]]]:
     "Run all code cells in order in one shell and return their outputs; the first error ends it."
     from execnb.shell import CaptureShell
@@ -156,7 +160,9 @@ def execute(notebook: dict[str, Any], path: Path) -> list[list[dict[str, Any]]]:
             outputs = shell.run(source(cell))
             if shell.exc:
                 sys.stderr.write(shell.prettytb(fname=path) or "")
-                raise RuntimeError(f"{path.name}: cell {cell['id']} failed: {shell.exc!r}")
+                timed = source(cell).startswith("#| timing")
+                kind = TimingFailed if timed else RuntimeError
+                raise kind(f"{path.name}: cell {cell['id']} failed: {shell.exc!r}")
             stored = [clean(json.loads(json.dumps(o))) for o in outputs]
             results.append([o for o in stored if o.get("data") != {}])  # a value that shows itself
     finally:
@@ -199,11 +205,29 @@ def report(path: Path, cell: Cell, now: list[dict[str, Any]]) -> str:
 
 
 def in_parallel(work: Callable[..., str], files: list[Path], jobs: int, *args: Any) -> list[str]:
-    "`work(file, *args)` for every file, each in a process of its own, the largest files first."
+    """`work(file, *args)` for every file, each in a process of its own, the largest files first.
+
+    A chapter whose clock said something else than its text gets a second chance, alone.
+    """
     files = sorted(files, key=lambda f: -f.stat().st_size)
     context = multiprocessing.get_context("spawn")
+    results, again = [], []
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        return [r for r in pool.map(work, files, *([a] * len(files) for a in args)) if r]
+        running = [(file, pool.submit(work, file, *args)) for file in files]
+        for file, result in running:
+            try:
+                results.append(result.result())
+            except TimingFailed as failure:
+                if jobs == 1:
+                    raise
+                print(f"{failure}; once more, alone", flush=True)
+                again.append(file)
+            except RuntimeError:
+                pool.shutdown(cancel_futures=True)
+                raise
+    if again:
+        results += in_parallel(work, again, 1, *args)
+    return [r for r in results if r]
 
 
 def main() -> None:
@@ -213,9 +237,7 @@ def main() -> None:
     parser.add_argument("action", choices=["text", "write", "run", "check"])
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="chapters that run at the same time")
-    parser.add_argument(
-        "--timings", action="store_true", help="with `run`: these cells, too"
-    )
+    parser.add_argument("--timings", action="store_true", help="with `run`: these cells, too")
     args = parser.parse_args()
     if args.action == "text":
         print(text_of(load(args.files[0])), end="")

@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..data import datasets
 from ..data.datasets import ArrayDataset
 from ..data.loader import DataLoader
@@ -32,7 +34,7 @@ __all__ = ['PROFILES', 'SMALL', 'IMAGES', 'MLPSettings', 'recommended', 'in_pack
 # %% ../../nbs/15b_checkpoint.ipynb #5b165da4
 @dataclass(frozen=True)
 class MLPSettings:
-    "Everything that the result of a run depends on."
+    "What one may choose for a run."
 
     data: str = "mnist"
     hidden: tuple[int, ...] = (256, 128)
@@ -116,7 +118,8 @@ def train_mlp(
     record |= {**(about or {}), "settings": asdict(settings)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "run.json", record)
-    history = trainer.fit(loaders[0], loaders[1], epochs=settings.epochs)
+    with np.errstate(all="ignore"):  # the Trainer says it once if numbers overflow
+        history = trainer.fit(loaders[0], loaders[1], epochs=settings.epochs)
     mark = trainer.evaluate(loaders[2], [Accuracy()])
     record |= {
         "steps": trainer.steps, "seconds": read_log(folder / "log.jsonl").seconds,
