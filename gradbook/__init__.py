@@ -12,14 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradbook import bench, course, data, figures, nn, optim, scalar, settings, tensor, train
+    from gradbook import bench, course, data, figures, nn, optim, scalar, settings, tensor
+    from gradbook import text, train
     from gradbook.nn.init import manual_seed
     from gradbook.tensor import *
     from gradbook.tensor import linalg, random
 
 _all_ = [
-    "bench", "course", "data", "figures", "nn", "optim", "scalar", "settings", "tensor", "train",
-    "linalg", "random", "manual_seed",
+    "bench", "course", "data", "figures", "nn", "optim", "scalar", "settings", "tensor", "text",
+    "train", "linalg", "random", "manual_seed",
     "Tensor", "no_grad", "enable_grad", "gradients", "checkpoint", "custom_vjp",
     "detect_anomaly", "device", "using", "set_default_dtype", "set_default_device",
     "ShapeError", "DtypeError", "DeviceError", "GraphError", "AnomalyError", "grad",
@@ -49,7 +50,7 @@ _all_ = [
 
 # %% auto #0
 __all__ = ['ARRAYS', 'TRANSFORMS', 'TENSORS', 'PACKAGES', 'DEVICES', 'ERRORS', 'nearest', 'lazy', 'bench', 'course', 'data',
-           'figures', 'nn', 'optim', 'scalar', 'settings', 'tensor', 'train', 'linalg', 'random', 'manual_seed',
+           'figures', 'nn', 'optim', 'scalar', 'settings', 'tensor', 'text', 'train', 'linalg', 'random', 'manual_seed',
            'Tensor', 'no_grad', 'enable_grad', 'gradients', 'checkpoint', 'custom_vjp', 'detect_anomaly', 'device',
            'using', 'set_default_dtype', 'set_default_device', 'ShapeError', 'DtypeError', 'DeviceError', 'GraphError',
            'AnomalyError', 'grad', 'value_and_grad', 'vjp', 'jvp', 'linearize', 'jacobian', 'jacfwd', 'jacrev',
@@ -128,7 +129,7 @@ ARRAYS = """
 """.split()
 TRANSFORMS = "grad value_and_grad vjp jvp linearize jacobian jacfwd jacrev hessian hvp vmap".split()
 TENSORS = "Tensor no_grad enable_grad gradients checkpoint custom_vjp detect_anomaly".split()
-PACKAGES = "bench course data figures nn optim scalar settings tensor train".split()
+PACKAGES = "bench course data figures nn optim scalar settings tensor text train".split()
 DEVICES = "device using set_default_dtype set_default_device".split()
 ERRORS = "ShapeError DtypeError DeviceError GraphError AnomalyError".split()
 

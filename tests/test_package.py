@@ -21,7 +21,9 @@ LINALG = """
 """
 RANDOM = "bernoulli bits choice fold_in integers key normal permutation split uniform"
 PACKAGES = ["gradbook", "gradbook.course"]
-PACKAGES += [f"gradbook.{name}" for name in ("scalar", "tensor", "nn", "data", "optim", "train")]
+PACKAGES += [
+    f"gradbook.{name}" for name in ("scalar", "tensor", "nn", "data", "optim", "train", "text")
+]
 
 
 def fresh(code: str, *options: str) -> str:
