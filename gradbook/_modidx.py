@@ -24,6 +24,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'gradbook.bench.chain': ('bench.html#chain', 'gradbook/bench.py'),
                                 'gradbook.bench.chain_race': ('bench.html#chain_race', 'gradbook/bench.py'),
                                 'gradbook.bench.clock': ('bench.html#clock', 'gradbook/bench.py'),
+                                'gradbook.bench.commit': ('bench.html#commit', 'gradbook/bench.py'),
                                 'gradbook.bench.compare': ('bench.html#compare', 'gradbook/bench.py'),
                                 'gradbook.bench.cores': ('bench.html#cores', 'gradbook/bench.py'),
                                 'gradbook.bench.duration': ('bench.html#duration', 'gradbook/bench.py'),

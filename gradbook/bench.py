@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,10 +25,10 @@ from typing import Any, TypeVar
 # %% auto #0
 __all__ = ['THREAD_VARIABLES', 'REST', 'Runner', 'BENCHMARKS', 'Race', 'duration', 'Timing', 'timing', 'clock', 'enough_calls',
            'quiet', 'processor', 'cores', 'machine', 'limit_threads', 'threads', 'as_text', 'as_html', 'Comparison',
-           'compare', 'measure', 'MissingExtra', 'Row', 'rows_of', 'Report', 'Benchmark', 'benchmark', 'moons_training',
-           'moons_race', 'micrograd_race', 'peer', 'torch_alike', 'report_of', 'mean_ratio', 'chain', 'chain_race',
-           'eager_race', 'there_and_back', 'large_race', 'arrays_race', 'random_race', 'adamw_race', 'mlp_steps',
-           'mlp_race', 'optimizer_race', 'mean_accuracy']
+           'compare', 'measure', 'MissingExtra', 'Row', 'rows_of', 'commit', 'Report', 'Benchmark', 'benchmark',
+           'moons_training', 'moons_race', 'micrograd_race', 'peer', 'torch_alike', 'report_of', 'mean_ratio', 'chain',
+           'chain_race', 'eager_race', 'there_and_back', 'large_race', 'arrays_race', 'random_race', 'adamw_race',
+           'mlp_steps', 'mlp_race', 'optimizer_race', 'mean_accuracy']
 
 # %% ../nbs/92_bench.ipynb #16493ab7
 def duration(seconds: float) -> str:
@@ -250,6 +251,18 @@ def rows_of(case: str, times: Comparison) -> tuple[Row, ...]:
         Row(case, t.case, t.median, t.low, t.high, own / t.median) for t in times.timings
     )
 
+# %% ../nbs/92_bench.ipynb #7041e61a
+def commit(folder: str = "") -> str:
+    "The commit of the checkout that holds the package, `-dirty` if files have changed; or nothing."
+    folder = folder or os.path.dirname(globals().get("__file__", "")) or os.curdir
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        inside = subprocess.run([*command[:3], "ls-files"], capture_output=True, text=True)
+        found = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return found.stdout.strip() if inside.stdout else ""
+
 # %% ../nbs/92_bench.ipynb #1e46dd5e
 @dataclass(frozen=True)
 class Report:
@@ -268,7 +281,8 @@ class Report:
         record = asdict(self)
         facts = record.pop("facts")
         del record["summary"]
-        return {**record, "rows": [asdict(r) for r in self.rows], **facts}
+        rows = [asdict(r) for r in self.rows]
+        return {**record, "commit": commit(), "rows": rows, **facts}
 
     def __str__(self) -> str:
         width = max(16, *(len(r.case) for r in self.rows))

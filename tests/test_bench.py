@@ -58,7 +58,7 @@ def test_a_report_is_json_in_the_agreed_form():
     rows = bench.rows_of("step", bench.Comparison((peer, own), "m"))
     report = bench.Report("n", "m", 1, {"python": "3"}, rows, {"speedup": 5.0}, "five times")
     record = json.loads(json.dumps(report.as_json()))
-    assert set(record) == {"name", "machine", "threads", "versions", "rows", "speedup"}
+    assert set(record) == {"name", "machine", "threads", "versions", "commit", "rows", "speedup"}
     assert set(record["rows"][0]) == {"case", "engine", "median_s", "low_s", "high_s", "ratio"}
     assert record["rows"][0]["ratio"] == pytest.approx(0.2) and record["rows"][1]["ratio"] == 1.0
 

@@ -342,9 +342,7 @@ def intact(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("moment", ["write", "fsync", "replace", "sync_folder"])
-def test_a_full_disk_at_any_moment(
-    old: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+def test_a_full_disk_at_any_moment(old: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -529,7 +527,7 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------- killed
 
-JOB = '''
+JOB = """
 import os, random, signal, sys
 from pathlib import Path
 import numpy as np
@@ -607,7 +605,7 @@ trainer = Trainer(
 train, held_back = ArrayDataset(x[:70], y[:70]), ArrayDataset(x[70:], y[70:])
 trainer.fit(DataLoader(train, 8, shuffle=True, seed=1), DataLoader(held_back, 8, shuffle=True), 8)
 checkpoint.save_tensors(Path(folder) / "final", model.state_dict())
-'''
+"""
 MOMENTS = {"raw": 400, "fsync": 60, "replace": 30, "unlink": 50, "step": 150, "time": 0}
 
 

@@ -559,9 +559,7 @@ def test_an_operation_with_two_results(use: str) -> None:
         return (s * s * s).sum() if use == "first" else (p * p * p).sum()
 
     x, y = leaf([1.0, 2.0]), leaf([[0.5], [-1.0]])
-    expected = gradients(
-        program(lambda x, y: (x + y, x * y), x, y), [x, y], create_graph=True
-    )
+    expected = gradients(program(lambda x, y: (x + y, x * y), x, y), [x, y], create_graph=True)
     found = gradients(program(op, x, y), [x, y], create_graph=True)
     for f, e in zip(found, expected):
         assert np.allclose(f.data, e.data)

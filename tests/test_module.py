@@ -689,9 +689,7 @@ def test_states_go_both_ways() -> None:
     assert [n for n, _ in ours.named_modules()] == [n for n, _ in theirs.named_modules()]
     ours.load_state_dict(theirs.state_dict())
     x = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
-    np.testing.assert_allclose(
-        ours(x).numpy(), theirs(torch.tensor(x)).detach().numpy(), atol=1e-6
-    )
+    np.testing.assert_allclose(ours(x).numpy(), theirs(torch.tensor(x)).detach().numpy(), atol=1e-6)
     other = mlp(3)
     theirs.load_state_dict({n: torch.tensor(v.numpy()) for n, v in other.state_dict().items()})
     np.testing.assert_allclose(

@@ -39,8 +39,7 @@ def gradient(values: list[np.ndarray], t: int) -> list[np.ndarray]:
     noise = arrays([v.shape for v in values], 1000 + t)
     sizes = [10.0 ** (k % 5 - 3) for k in range(len(values))]
     return [
-        np.asarray((v + n) * size, v.dtype)
-        for v, n, size in zip(values, noise, sizes, strict=True)
+        np.asarray((v + n) * size, v.dtype) for v, n, size in zip(values, noise, sizes, strict=True)
     ]
 
 
@@ -360,9 +359,7 @@ def test_a_step_makes_no_arrays(
 
 
 @pytest.mark.parametrize("kind", [SGD, AdamW, Lion])
-def test_the_number_of_threads_does_not_show(
-    kind: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_number_of_threads_does_not_show(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for count in ("1", "2", "5"):
         monkeypatch.setenv("OMP_NUM_THREADS", count)

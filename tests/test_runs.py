@@ -164,9 +164,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert len(list((tmp_path / "tb").iterdir())) == 2
 
 
-def test_tensorboard_without_its_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"tensorboardX: pip install 'gradbook\[train\]'"):
         TensorBoard(tmp_path)

@@ -522,9 +522,7 @@ def points(svg: str) -> Iterator[tuple[float, float]]:
 
 
 @given(
-    st.dictionaries(
-        st.text(max_size=9).filter(str.isprintable), st.lists(st.floats(), max_size=9)
-    )
+    st.dictionaries(st.text(max_size=9).filter(str.isprintable), st.lists(st.floats(), max_size=9))
 )
 def test_a_picture_of_anything(series: Any) -> None:
     for x, y in points(curve_svg(series, 'a "title" & <more>')):
