@@ -24,7 +24,7 @@ class Reach(Exercise):
     function = "reach"
     hints = (
         "Begin with one pixel. Each layer adds something at both ends.",
-        "Neighbours in a feature map are as many image pixels apart as the strides *before* multiply to.",
+        "How far apart are neighbours in a feature map? The strides of the layers before multiply.",
         "A window of k with dilation d adds d (k - 1) steps of that length.",
     )
 
@@ -259,9 +259,9 @@ questions = Quiz(
         },
     ),
     Question(
-        "What is the derivative of a convolution with respect to its input, applied to a cotangent?",
+        "Which map takes the cotangent of a convolution back to its input?",
         right="a transposed convolution with the same kernel",
-        because="each number goes back to the pixels from which it was made, times the same weights",
+        because="each number goes back to the pixels it was made of, times the same weights",
         wrong={
             "the inverse of the convolution": "a gradient transposes, it does not invert",
             "a convolution with the same kernel": "for stride 1, with the kernel turned",

@@ -38,13 +38,14 @@ from ..tensor.random import Key
 from ..tensor.transforms import Mapped, Params, Values, everywhere, examples_in
 
 # %% auto #0
-__all__ = ['Numbers', 'Margins', 'CACHE', 'room', 'ONE', 'TWO', 'SIGNS', 'MODES', 'places', 'grown', 'within', 'batch_last',
-           'batch_first', 'windows', 'Block', 'cut', 'blocks', 'Room', 'columns_of', 'rows_of', 'multiply_into',
-           'promoted', 'convolve', 'convolve_weight', 'span', 'add_windows', 'convolve_transposed', 'summed',
-           'along_channels', 'to_input', 'to_weight', 'axes_joined', 'axis_parted', 'channels_joined',
-           'channels_parted', 'batched_convolution', 'several', 'margins', 'by', 'with_batch', 'without_batch',
-           'check_fit', 'check_weight', 'check_bias', 'conv', 'conv1d', 'conv2d', 'conv_transpose', 'conv_transpose1d',
-           'conv_transpose2d', 'Convolution', 'Conv2d', 'Conv1d', 'ConvTranspose2d', 'ConvTranspose1d']
+__all__ = ['Numbers', 'Margins', 'CACHE', 'ON_GPU', 'room', 'ALONE', 'ONE', 'TWO', 'SIGNS', 'MODES', 'places', 'grown', 'within',
+           'batch_last', 'batch_first', 'windows', 'Block', 'cut', 'blocks', 'Room', 'columns_of', 'portions',
+           'rows_of', 'multiply_into', 'add_outer', 'promoted', 'convolve', 'convolve_weight', 'span', 'add_windows',
+           'convolve_transposed', 'summed', 'along_channels', 'to_input', 'to_weight', 'axes_joined', 'axis_parted',
+           'channels_joined', 'channels_parted', 'batched_convolution', 'several', 'margins', 'by', 'with_batch',
+           'without_batch', 'check_fit', 'check_weight', 'check_bias', 'conv', 'conv1d', 'conv2d', 'conv_transpose',
+           'conv_transpose1d', 'conv_transpose2d', 'Convolution', 'Conv2d', 'Conv1d', 'ConvTranspose2d',
+           'ConvTranspose1d']
 
 # %% ../../nbs/17_conv.ipynb #a1ed6130
 Numbers: TypeAlias = tuple[int, ...]  # one for each axis
@@ -96,6 +97,7 @@ def windows(xp: Any, x: Array, window: Numbers, stride: Numbers, dilation: Numbe
 
 # %% ../../nbs/17_conv.ipynb #564edbd6
 CACHE = 1 << 19  # numbers; two megabytes in float32
+ON_GPU = 1 << 28  # a gigabyte: there, large products are what counts
 
 
 class Block(NamedTuple):
@@ -118,7 +120,7 @@ def cut(grid: Numbers, most: int) -> Iterator[tuple[slice, ...]]:
 
 def blocks(xp: Any, grid: Numbers, numbers: int, n: int) -> Iterator[Block]:
     "The grid in blocks that fit the cache; a place has `numbers` numbers in each of `n` images."
-    most = max(1, CACHE // max(1, numbers * n)) if xp is np else math.prod(grid)
+    most = max(1, (CACHE if xp is np else ON_GPU) // max(1, numbers * n))
     start = 0
     for piece in cut(grid, most):
         count = math.prod(s.stop - s.start for s in piece)
@@ -151,26 +153,43 @@ def columns_of(xp: Any, view: Array, block: Block, groups: int) -> Array:
     numbers = math.prod(part.shape[: len(part.shape) // 2]) // groups
     return columns.reshape(groups, numbers, block.number * view.shape[-1])
 
-# %% ../../nbs/17_conv.ipynb #9b71487c
+# %% ../../nbs/17_conv.ipynb #d700f047
+ALONE = 1 << 19  # multiplications; for more than that, OpenBLAS takes more than one thread
+
+
+def portions(xp: Any, work: int, n: int) -> Iterator[slice]:
+    "Columns of a product with `work` multiplications each, in portions that need no other thread."
+    most = ALONE // max(1, work)
+    step = most if xp is np and most >= 128 else max(1, n)
+    return (slice(k, k + step) for k in range(0, n, step))
+
+
 def rows_of(x: Array, groups: int) -> Array:
     "(A, ...) as (G, A/G, everything else)."
     return x.reshape(groups, len(x) // groups, x[0].size)
 
 
 def multiply_into(xp: Any, out: Array, a: Array, b: Array) -> None:
-    "out = a @ b."
-    if xp is np:
-        np.matmul(a, b, out=out)
-    else:
-        out[...] = xp.matmul(a, b)
+    "out = a @ b, for (G, A, K) and (G, K, n)."
+    for some in portions(xp, a[0].size, b.shape[2]):
+        if xp is np:
+            np.matmul(a, b[:, :, some], out=out[:, :, some])
+        else:
+            out[:, :, some] = xp.matmul(a, b[:, :, some])
 
 
+def add_outer(xp: Any, out: Array, a: Array, b: Array) -> None:
+    "out += a @ b.T, for (G, A, n) and (G, K, n)."
+    for some in portions(xp, a.shape[1] * b.shape[1], b.shape[2]):
+        out += xp.matmul(a[:, :, some], b[:, :, some].swapaxes(1, 2))
+
+# %% ../../nbs/17_conv.ipynb #f5e1d6fb
 def promoted(xp: Any, *arrays: Array) -> list[Array]:
     "All arrays in one dtype."
     dtype = xp.result_type(*arrays)
     return [a.astype(dtype, copy=False) for a in arrays]
 
-# %% ../../nbs/17_conv.ipynb #66c17ccd
+
 @primitive
 def convolve(
     xp: Any, x: Array, w: Array, *bias: Array,
@@ -203,7 +222,7 @@ def convolve_weight(
     total = rows_of(out, groups)
     for block in blocks(xp, g.shape[2:], out[0].size * groups, n):
         columns = columns_of(xp, view, block, groups)
-        total += xp.matmul(rows[:, :, block.columns], columns.swapaxes(1, 2))
+        add_outer(xp, total, rows[:, :, block.columns], columns)
     return out
 
 # %% ../../nbs/17_conv.ipynb #5da9d70f
@@ -595,7 +614,7 @@ class Convolution(Module):
 
 # %% ../../nbs/17_conv.ipynb #f00ca99a
 class Conv2d(Convolution):
-    """`conv2d` with a weight and a bias of its own: (N, in_channels, H, W) -> (N, out_channels, ...).
+    """`conv2d` with its own weight and bias: (N, in_channels, H, W) -> (N, out_channels, H', W').
 
     Both begin uniform between -1 and 1 / sqrt(numbers in a window). `padding_mode`: what lies
     beyond the border: "zeros", "reflect", "replicate" or "circular". `key`: a Key or a seed.
@@ -622,13 +641,13 @@ class Conv2d(Convolution):
 
 
 class Conv1d(Conv2d):
-    "`conv1d` with a weight and a bias of its own: (N, in_channels, L) -> (N, out_channels, L')."
+    "`conv1d` with its own weight and bias: (N, in_channels, L) -> (N, out_channels, L')."
 
     axes = 1
 
 # %% ../../nbs/17_conv.ipynb #df87c2f6
 class ConvTranspose2d(Convolution):
-    "`conv_transpose2d` with a weight and a bias of its own; arguments in PyTorch's order."
+    "`conv_transpose2d` with its own weight and bias; arguments in PyTorch's order."
 
     transposed = True
 
@@ -651,6 +670,6 @@ class ConvTranspose2d(Convolution):
 
 
 class ConvTranspose1d(ConvTranspose2d):
-    "`conv_transpose1d` with a weight and a bias of its own; arguments in PyTorch's order."
+    "`conv_transpose1d` with its own weight and bias; arguments in PyTorch's order."
 
     axes = 1

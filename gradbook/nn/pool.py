@@ -99,11 +99,13 @@ def first_maxima(
 ) -> Array:  # fmt: skip
     "Which number in each window is the first that is as large as its peak, counted in row order."
     rows, peaks = batch_last(xp, x, padding, lowest(x.dtype)), batch_last(xp, peaks)
-    where = list(enumerate(shifts(window, peaks.shape[1:-1], stride, dilation)))
+    where = shifts(window, peaks.shape[1:-1], stride, dilation)
     out = xp.zeros(peaks.shape, np.uint8 if len(where) <= 256 else np.int32)
     for some in some_channels(xp, rows):
-        for k, at in reversed(where):
-            out[some][rows[some][at] == peaks[some]] = k
+        missed = xp.ones(peaks[some].shape, bool)
+        for at in where[:-1]:
+            missed &= rows[some][at] != peaks[some]
+            out[some] += missed.view(np.uint8)
     return batch_first(out)
 
 
