@@ -33,7 +33,8 @@ __all__ = ['EXTRAS', 'OPTIONS', 'Task', 'TASKS', 'ABOUT', 'INFO', 'TRAIN', 'RUNS
            'version_of', 'digits_state', 'device_states', 'info', 'info_text', 'writable', 'keep', 'say',
            'train_digits', 'told', 'begun', 'new_folder', 'train_mlp', 'shown', 'train', 'runs', 'run_text',
            'curve_lines', 'plotted', 'data', 'bench', 'answered', 'printed', 'start', 'check', 'hint', 'solution',
-           'progress', 'rebuild', 'report', 'number', 'positive', 'widths', 'Parser', 'make_parser', 'failure', 'main']
+           'progress', 'rebuild', 'report', 'number', 'seed', 'positive', 'widths', 'Parser', 'make_parser', 'failure',
+           'main']
 
 # %% ../nbs/94_cli.ipynb #61935483
 @dataclass(frozen=True)
@@ -298,21 +299,24 @@ def train(args: argparse.Namespace, settings: Settings) -> Answer:
 
 # %% ../nbs/94_cli.ipynb #ea9e5b38
 def runs(args: argparse.Namespace, settings: Settings) -> Answer:
-    "The runs that were kept: a table, one of them, two side by side, or curves."
+    "The runs that were kept: a table, one of them, a few side by side, or curves."
     from gradbook.train.log import compare_runs, find_runs, runs_table
 
     known = {run.name: run for run in find_runs(args.out)}
     if not known:
         raise CommandError(f"there are no runs in {args.out}; gradbook train mlp makes one")
-    counts = {"list": (0, 0), "show": (1, 1), "compare": (2, 2), "plot": (1, 4)}
+    counts = {"list": (0, 0), "show": (1, 1), "compare": (2, 4), "plot": (1, 4)}
     low, high = counts[pick("action", args.action, list(counts))]
     if not low <= len(args.names) <= high:
         count = str(low) if low == high else f"{low} to {high}"
         raise CommandError(f"runs {args.action} takes {count} names, not {len(args.names)}")
     chosen = [known[pick("run", name, list(known))] for name in args.names]
     if args.action == "list":
-        rows = [{"run": run.name, "status": run.status, **run.about} for run in known.values()]
+        rows = [{"run": run.name, "status": run.how, **run.about} for run in known.values()]
         return Answer({"runs": rows}, runs_table(list(known.values())))
+    for run in chosen:
+        if "trouble" in run.about:
+            raise CommandError(f"{run.name} is {run.status}: {run.about['trouble']}")
     if args.action == "plot":
         return plotted(chosen, args.metric, args.svg)
     records = {run.name: run.about | {"history": run.history} for run in chosen}
@@ -325,7 +329,7 @@ def run_text(run: Any) -> str:
     "One run for people."
     from gradbook.train.log import columns, settings_of
 
-    lines = [f"{run.name}: {run.status}, {len(run.history)} epochs, {run.seconds:.1f} s", ""]
+    lines = [f"{run.name}: {run.how}, {len(run.history)} epochs, {run.seconds:.1f} s", ""]
     lines.append(columns([[name, shown(value)] for name, value in settings_of(run).items()]))
     names = [n for n in (run.history[-1] if run.history else ()) if len(run.series(n)) > 0]
     names = [n for n in names if n not in ("epoch", "epochs", "step", "seconds")]
@@ -517,7 +521,7 @@ Show the runs that were kept in the folder --out.
 actions
   list        a line for each (this is what happens without an action)
   show        settings, curves and result of one run
-  compare     what two runs were asked differently, and what came of it
+  compare     what two to four runs were asked differently, and what came of it
   plot        curves of one run, or one quantity of several
 
 examples
@@ -613,6 +617,13 @@ def number(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    "A seed, for argparse."
+    if (value := number(text)) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large: a seed is below 2**64")
+    return value
+
+
 def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     "A number of this kind above 0, for argparse."
 
@@ -665,7 +676,7 @@ def make_parser() -> Parser:
     new = command("train", train, TRAIN, out)
     new.add_argument("what", metavar="MODEL", help="digits or mlp")
     new.add_argument("--profile", choices=("quick", "full"), help="default: the setting")
-    new.add_argument("--seed", type=number, metavar="N", help="default: the setting")
+    new.add_argument("--seed", type=seed, metavar="N", help="default: the setting")
     new.add_argument("--data", metavar="NAME", help="images for mlp (default: mnist)")
     new.add_argument("--epochs", type=positive(int), metavar="N", help="times round the data")
     new.add_argument("--lr", type=positive(float), metavar="X", help="largest learning rate")

@@ -494,6 +494,11 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path) -> None:
         path.write_bytes(b"")
     with pytest.warns(UserWarning):
         assert newest(tmp_path) is None
+    for resume in (True, False):
+        found = pytest.raises(CheckpointError, match="no checkpoint here is whole: step-")
+        with pytest.warns(UserWarning), found:
+            line(tmp_path, resume=resume)
+    assert all(path.read_bytes() == b"" for path in checkpoints(tmp_path))
 
 
 def test_a_failed_save_leaves_the_one_before(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,7 @@ def test_failures_are_one_line_and_status_1(capsys, arguments, words):
     [
         ["train"],
         ["train", "digits", "--seed", "-1"],
+        ["train", "mlp", "--seed", str(2**64)],
         ["train", "mlp", "--lr", "nan"],
         ["train", "mlp", "--epochs", "1.5"],
         ["train", "mlp", "--hidden", "30,x"],
@@ -261,6 +263,37 @@ def test_a_run_goes_on_and_refuses_another_setting(capsys):
     assert "is no record of train mlp" in capsys.readouterr().err
 
 
+def test_a_run_that_explodes_is_one_line(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.main([*SHORT, "--lr", "1e30", "--seed", str(2**64 - 1)]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("gradbook: step ") and "the loss is" in last
+
+
+def test_runs_of_which_one_is_damaged(capsys):
+    for seed in ("0", "1", "2"):
+        assert cli.main([*SHORT[:4], "--epochs", "1", "--hidden", "4", "--seed", seed]) == 0
+    names = [f"mlp-digits-quick-seed{k}" for k in range(3)]
+    capsys.readouterr()
+    assert cli.main(["runs", "compare", *names]) == 0
+    assert capsys.readouterr().out.split()[:3] == names
+    path = Path("runs", names[1], "log.jsonl")
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join(rows[:-1]))
+    assert cli.main(["runs", "show", names[1]]) == 0
+    assert f"{names[1]}: no end, quiet for 0 s, 1 epochs" in capsys.readouterr().out
+    path.write_text("\n".join([*rows, "[]"]))
+    assert cli.main(["runs"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 4 and "unreadable" in table[2] and table[2].endswith("a log: '[]'")
+    assert cli.main(["runs", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["runs"][1]
+    assert row["status"] == "unreadable" and "line 4" in row["trouble"]
+    assert cli.main(["runs", "compare", *names]) == 1
+    assert f"{names[1]} is unreadable: " in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_ctrl_c_says_how_to_go_on():
     line = [sys.executable, "-m", "gradbook", *SHORT[:4], "--epochs", "5000"]
@@ -331,7 +364,7 @@ def test_runs_in_every_way(capsys, small):
     for line, words in (
         ("show", "takes 1 names, not 0"),
         ("show mlp", "there is no run 'mlp'"),
-        ("compare mlp-digits-quick-seed0", "takes 2 names, not 1"),
+        ("compare mlp-digits-quick-seed0", "takes 2 to 4 names, not 1"),
         ("list mlp-digits-quick-seed0", "takes 0 names, not 1"),
         ("sho", "did you mean show?"),
         ("plot mlp-digits-quick-seed0 --metric top5", "there are: accuracy, epoch"),

@@ -526,6 +526,11 @@ def test_csv_file(tmp_path: Path) -> None:
         csv_file(path)
     with pytest.raises(ValueError, match="there is no column 'z'"):
         csv_file(path, target="z", words=["kind"])
+    for column in (b"300000 360000", b"1 2", b"0 2", b"0 1 1 3"):  # prices, or a class is missing
+        rows = b"".join(b"7," + cell + b"\n" for cell in column.split())
+        path = put(tmp_path, "d.csv", rows)
+        assert csv_file(path).arrays[1].dtype == "float32"
+        assert csv_file(path, labels=True).arrays[1].dtype == "int64"
     with pytest.raises(DataFileError, match=r"1\.5 is no label"):
         csv_file(put(tmp_path, "c.csv", b"1,1.5\n2,1\n"), labels=True)
 

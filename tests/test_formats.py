@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from gradbook.data.formats import (
     LINE,
     Decoded,
+    chunks,
     number_in,
     read_csv,
     read_idx,
@@ -35,6 +36,7 @@ from gradbook.scalar.samples import DataFileError
 
 FULL = bool(os.environ.get("FULL"))
 RNG = np.random.default_rng(13)
+RAW = np.random.default_rng(5).bytes(2**16)  # it does not get shorter
 
 
 def written(tmp_path: Path, content: bytes, name: str = "file") -> Path:
@@ -75,6 +77,20 @@ def test_several_packed_parts_in_a_row_are_one_content(tmp_path: Path, pack: Any
     source = Decoded(written(tmp_path, pack(b"one ") + pack(b"two") + bytes(8)))
     assert source.take(7, "all") == b"one two"
     source.end()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress], ids=["gz", "xz"])
+@pytest.mark.parametrize("rest", [0, 1, 2, 5])
+@pytest.mark.parametrize("zeros", [0, 3, 140_000])
+def test_parts_and_zeros_that_end_where_reading_stops(
+    tmp_path: Path, pack: Any, rest: int, zeros: int
+) -> None:
+    around = len(pack(RAW)) - len(RAW)
+    content = RAW[: 2**16 - rest - around]
+    first = pack(content) + bytes(zeros)
+    path = written(tmp_path, first + pack(b"two") + bytes(70_000))
+    assert b"".join(chunks(path)) == content + b"two"
+    refused(lambda p: list(chunks(p)), written(tmp_path, first + b"<html>"), "something else")
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress], ids=["gz", "xz"])
@@ -263,6 +279,7 @@ TWO = chunk(b"IDAT", zlib.compress(b"\0\1\2" * 2))  # 2 x 2, grey
         (png(header(2, 2, 8, 3), chunk(b"PLTE", b"abc"), TWO), "colour 2 of a palette of 1"),
         (png(header(2, 2, 8, 3), TWO, chunk(b"PLTE", b"abc")), "too late"),
         (png(header(2, 2), TWO[:-1] + b"?"), "checksum"),
+        (png(header(2, 2), chunk(b"tRNS", b"\0\1"), TWO), "transparent"),
         (png(header(60000, 60000), TWO), "needs 3,600,060,000"),
         (png(header(20000, 20000), TWO), "do not fill"),
     ],
@@ -307,6 +324,15 @@ def test_csv_header_is_recognised_or_told(tmp_path: Path) -> None:
         csv(tmp_path, "a,b\n3,4\n", header=False)
 
 
+def test_a_first_row_of_numbers_and_words_is_not_guessed_at(tmp_path: Path) -> None:
+    text = "5.1,setosa\n4.9,setosa\n"
+    for content in (text, "1,n/a\n2,3\n", "1,\n2,3\n"):
+        with pytest.raises(DataFileError, match=r"row 1: .*say header=True or header=False"):
+            csv(tmp_path, content, words=[-1])
+    assert len(csv(tmp_path, text, words=[-1], header=False).numbers) == 2
+    assert csv(tmp_path, text, words=[-1], header=True).names == ("5.1", "setosa")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -315,6 +341,7 @@ def test_csv_header_is_recognised_or_told(tmp_path: Path) -> None:
         ("1,2\n3\n", "row 2: 1 cells instead of 2"),
         ("1,2\n3,4,5\n", "row 2: 3 cells"),
         ("1,2\n3,\n", "row 2: column '1': ''"),
+        ("nan,2\n1,3\n", "row 1: numbers and words"),
         ("1,2\nnan,3\n", "'nan' is no finite"),
         ("1,2\n1e999,3\n", "'1e999' is no finite"),
         ("1,2\n1_0,3\n", "'1_0'"),

@@ -255,7 +255,9 @@ def test_it_goes_on_in_the_middle_of_an_epoch(stop: int, workers: int) -> None:
 
 def test_a_state_is_made_of_plain_numbers() -> None:
     state = DataLoader(numbers(20), 3, seed=5).state_dict()
+    order = state.pop("order")
     assert state == {"epoch": 0, "batch": 0, "seed": 5, "examples": 20, "batches": 7}
+    assert type(order) is int
 
 
 @pytest.mark.parametrize("name", ["seed", "examples", "batches"])
@@ -268,6 +270,46 @@ def test_the_state_of_another_loader_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"no {name}"):
         loader.load_state_dict(state)
     assert loader.state_dict()["epoch"] == 0
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"batch_size": 4, "shuffle": True}, {"batch_size": 4}),
+        ({"batch_size": 34}, {"batch_size": 40}),
+        ({"batch_size": 40, "shuffle": True}, {"batch_size": 34, "shuffle": True}),
+        (
+            {"sampler": WeightedRandomSampler(np.ones(100), 100, seed=1)},
+            {"sampler": WeightedRandomSampler(np.ones(100), 100, seed=2)},
+        ),
+        ({"batch_sampler": [[1, 2], [3]]}, {"batch_sampler": [[1], [2, 3]]}),
+        ({"sampler": [1, 2]}, {"sampler": [2, 1]}),
+        ({"sampler": [1, 2]}, {"sampler": {1, 2}}),
+    ],
+)
+def test_a_position_in_another_order_is_refused(epoch: int, theirs: Any, ours: Any) -> None:
+    running = DataLoader(numbers(100), **theirs)
+    running.set_epoch(epoch)
+    next(iter(running))
+    state = running.state_dict()
+    other = DataLoader(numbers(100), **ours)
+    with pytest.raises(ValueError, match=f"order of epoch {epoch} was another one"):
+        other.load_state_dict(state)
+    assert (other.epoch, other.batch) == (0, 0)
+    DataLoader(numbers(100), **theirs).load_state_dict(state)
+
+
+def test_a_sampler_that_mixes_anew_is_not_compared() -> None:
+    class Anew:
+        def __len__(self) -> int:
+            return 20
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(np.random.permutation(20).tolist())
+
+    state = DataLoader(numbers(20), 3, sampler=Anew()).state_dict()
+    DataLoader(numbers(20), 3, sampler=Anew()).load_state_dict(state)
 
 
 @pytest.mark.parametrize("batch", [-1, 8, 1.5, "2"])
@@ -376,6 +418,21 @@ def test_a_worker_that_dies_is_missed_at_once(at: int, act: Any, words: str) -> 
     with pytest.raises(WorkerError, match=f"(?s)batch {at // 10}.*{words}"):
         list(DataLoader(Each(100, at, act), 10, num_workers=3))
     assert time.monotonic() - start < 5
+
+
+def leave_a_child() -> None:
+    if not os.fork():
+        time.sleep(8)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@posix
+def test_a_dead_worker_is_missed_though_its_child_holds_the_pipe() -> None:
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match="SIGKILL"):
+        list(DataLoader(Each(100, 42, leave_a_child), 10, num_workers=2))
+    assert time.monotonic() - start < 6
 
 
 def test_batches_before_the_failure_still_come() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import tracemalloc
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradbook.optim.adam import Adam, AdamW, Lion
+from gradbook.optim.clip import clip_grad_norm_, grad_norm
 from gradbook.optim.lbfgs import LBFGS, Point, strong_wolfe
 from gradbook.optim.muon import Muon, newton_schulz
 from gradbook.optim.optimizer import SGD, Adagrad, Optimizer, OptimizerError, RMSprop
@@ -340,7 +342,11 @@ def test_lbfgs_resumes_where_it_was() -> None:
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_a_step_makes_no_arrays(kind: Any, options: Any, shape: tuple[int, ...]) -> None:
+def test_a_step_makes_no_arrays(
+    kind: Any, options: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "In one thread: each further one makes its scratch when it gets its first piece, maybe late."
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     p = Tensor(np.ones(shape, "float32"), requires_grad=True)
     p.grad = wrap(np.full(shape, 0.1, "float32"))
     optimizer, array = kind([p], lr=1e-3, **options), p.data
@@ -587,3 +593,105 @@ def test_an_error_in_the_closure_puts_the_parameters_back() -> None:
 
     with pytest.raises(OptimizerError, match="the loss is nan before the first step"):
         bad.step(nan)
+
+
+# ------------------------------------------------------------- states that are not whole
+
+
+def saved_adam() -> tuple[Adam, dict[str, Any]]:
+    "An optimiser after a step, and its state."
+    optimizer = trained(Adam, {}, range(1), leaves())
+    return optimizer, optimizer.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s[0].pop("exp_avg"), "of parameter 0 there is ['step', 'exp_avg_sq'], not"),
+        (lambda s: s[0].pop("step"), "not ['step', 'exp_avg', 'exp_avg_sq']"),
+        (lambda s: s[0].update(foo=np.ones(3)), "'foo'], not"),
+        (lambda s: s[0].update(step=-5), "step of parameter 0 is -5; a whole number from 0"),
+        (lambda s: s[0].update(step=2.5), "step of parameter 0 is 2.5; a whole number"),
+        (lambda s: s[0].update(step=np.ones(())), "a whole number from 0 is needed"),
+        (lambda s: s[0].update(exp_avg="hello"), "exp_avg of parameter 0 has shape None"),
+        (lambda s: s[0].update(exp_avg=0.0), "exp_avg of parameter 0 has shape None"),
+        (lambda s: s.update(x={}), "of parameter x, but there are 5"),
+        (lambda s: s.update({-1: {}}), "of parameter -1, but there are 5"),
+        (lambda s: s.update({0: 3}), "there is 3, not ['step'"),
+    ],
+)
+def test_a_state_with_something_missing_or_wrong_is_refused(change: Any, words: str) -> None:
+    optimizer, state = saved_adam()
+    change(state["state"])
+    assert words in refused(optimizer, state)
+
+
+def test_a_state_after_an_option_was_changed_is_whole() -> None:
+    "Momentum switched on or off between two steps: the state has what the next step needs."
+    for before, after in ((0.0, 0.9), (0.9, 0.0)):
+        one = leaves()
+        optimizer = trained(SGD, {"lr": 0.1, "momentum": before}, range(2), one)
+        optimizer.param_groups[0]["momentum"] = after
+        state = optimizer.state_dict()
+        two = [Tensor(p, requires_grad=True) for p in one]
+        resumed = trained(SGD, {"lr": 0.1, "momentum": before}, range(2, 4), two, state)
+        for t in (2, 3):
+            give_gradients(one, t)
+            optimizer.step()
+        assert all(np.array_equal(p.data, q.data) for p, q in zip(one, two, strict=True))
+        assert repr(resumed.state_dict()) == repr(optimizer.state_dict())
+
+
+def test_lbfgs_states_are_checked_too() -> None:
+    x = Tensor([3.0, 4.0], requires_grad=True)
+    optimizer = LBFGS([x])
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (x * x).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    state = optimizer.state_dict()
+    LBFGS([x]).load_state_dict(state)
+    for name, value in (("t", -1.0), ("updates", 1.5), ("H_diag", math.inf), ("d", np.ones(3))):
+        wrong = copy.deepcopy(state)
+        wrong["state"][0][name] = value
+        assert f"{name} of parameter 0" in refused(optimizer, wrong)
+    del state["state"][0]["old_dirs"]
+    assert "'prev_flat_grad', 'old_stps'], not" in refused(optimizer, state)
+
+
+# ------------------------------------------------------------- norms beyond float64
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "power"),
+    [(1e38, "float32", 10), (1e200, "float64", 2), (1e-200, "float64", 2), (1e-40, "float64", 9)],
+)
+def test_a_norm_whose_powers_do_not_fit(value: float, dtype: str, power: float) -> None:
+    p = Tensor(np.ones(3, dtype), requires_grad=True)
+    p.grad = wrap(np.full(3, value, dtype))
+    norm = clip_grad_norm_([p], 1e30, power, error_if_nonfinite=True)
+    assert norm == pytest.approx(value * 3 ** (1 / power), rel=1e-6)
+    assert grad_norm([p], power) == pytest.approx(min(norm, 1e30), rel=1e-5)
+
+
+def test_a_norm_that_is_too_large_for_any_number() -> None:
+    p = Tensor(np.ones(9), requires_grad=True)
+    p.grad = wrap(np.full(9, 1e308))
+    with pytest.raises(OptimizerError, match="the norm is inf; though each gradient is finite"):
+        clip_grad_norm_([p], 1.0, error_if_nonfinite=True)
+
+
+def test_nan_anywhere_makes_every_norm_nan() -> None:
+    "Also behind the first piece, where Python's `max` would pass it over."
+    g = np.ones(100_000, "float32")
+    g[90_000] = np.nan
+    p = Tensor(np.ones_like(g), requires_grad=True)
+    p.grad = wrap(g)
+    for power in (1.0, 2.0, 3.5, math.inf):
+        assert math.isnan(grad_norm([p], power))
+        with pytest.raises(OptimizerError, match="w is the first of 1 of 1"):
+            clip_grad_norm_([("w", p)], 1.0, power, error_if_nonfinite=True)

@@ -7,6 +7,7 @@ import math
 import os
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,24 @@ def test_a_line_cut_off_by_a_kill(tmp_path: Path, cut: int) -> None:
     assert [row["step"] for row in read_log(path).steps] == list(range(1, 16))
 
 
-@pytest.mark.parametrize("text", ["hello", "[1]", '{"a": 1}', '{"event": 3}', '{"event": "x"}}'])
+def test_a_kill_leaves_any_beginning_of_a_line(tmp_path: Path) -> None:
+    line(tmp_path)
+    path = tmp_path / "log.jsonl"
+    whole, log = path.read_text(), read_log(path)
+    last = whole.splitlines()[-1]
+    for left in range(len(last)):
+        path.write_text(whole + last[:left])
+        assert read_log(path) == log
+        RunLog(tmp_path).write("end", {"step": 15, "status": "again"})
+        assert read_log(path).status == "again"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "hello", "[1]", '{"a": 1}', '{"event": 3}', '{"event": "x"}}']
+)
 def test_what_is_no_log(tmp_path: Path, text: str) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text(f'{{"event": "begin", "step": 0}}\n{text}\n')
+    path.write_text(f'{{"event": "begin", "step": 0}}\n{text}\n{{"event": "step", "step": 1}}\n')
     with pytest.raises(ValueError, match="line 2: this is no line of a log"):
         read_log(path)
 
@@ -170,7 +185,9 @@ def test_runs_are_found_and_other_things_passed_over(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "half").mkdir()
     write_json(tmp_path / "half" / "run.json", {"model": "line"})  # killed before the log
-    old, one = find_runs(tmp_path)
+    half, old, one = find_runs(tmp_path)
+    assert (half.name, half.status) == ("half", "unreadable")
+    assert "log.jsonl" in half.about["trouble"] and half.about["trouble"] in runs_table([half])
     assert (old.name, old.seconds, old.series("val_loss")) == ("old", 3, [2.0])
     assert (one.name, one.status, len(one.history)) == ("one", "finished", 3)
     table = runs_table([old, one]).splitlines()
@@ -258,3 +275,93 @@ def test_all_of_mnist_98_percent(tmp_path: Path, seed: int) -> None:
     record = train_mlp(recommended("full", seed=seed), tmp_path)
     assert record["test_accuracy"] >= 0.98
     assert record["seconds"] <= 60 * (1 + os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+# ------------------------------------------------------------- after a fall
+
+
+NOTHING = "\0" * 300
+
+
+@pytest.mark.parametrize("spoilt", [NOTHING, '{"event": "st', NOTHING + "\n" + NOTHING, "}{\n\x0c"])
+def test_what_a_power_cut_leaves(tmp_path: Path, spoilt: str) -> None:
+    with pytest.raises(MemoryError):
+        line(tmp_path, Fall(7))
+    path = tmp_path / "log.jsonl"
+    rows = path.read_text().splitlines()[:-1]  # nobody wrote how it ended
+    path.write_text("\n".join(rows) + "\n" + spoilt)
+    log = read_log(path)
+    assert log.status == "no end" and [row["step"] for row in log.steps] == list(range(1, 7))
+    line(tmp_path, Fall(0))
+    again = read_log(path)
+    assert [row["step"] for row in again.steps] == list(range(1, 16))
+    assert again.status == "finished"
+
+
+def test_what_is_spoilt_and_not_by_a_fall(tmp_path: Path) -> None:
+    line(tmp_path)
+    path = tmp_path / "log.jsonl"
+    rows = path.read_text().splitlines()
+    for text in (NOTHING, NOTHING + "\n" + NOTHING):  # no log at all
+        path.write_text(text)
+        with pytest.raises(ValueError, match="line 1: this is no line"):
+            read_log(path)
+    rows[3] = rows[3].replace('"step"', '"st')
+    path.write_text("\n".join(rows))
+    with pytest.raises(ValueError, match="line 4: this is no line"):
+        read_log(path)
+    path.write_text("")
+    assert read_log(path).status == "no end"
+
+
+def test_a_damaged_run_is_listed(tmp_path: Path) -> None:
+    line(tmp_path / "one")
+    write_json(tmp_path / "one" / "run.json", {"model": "line"})
+    path = tmp_path / "one" / "log.jsonl"
+    path.write_text("[1]\n" + path.read_text())
+    [one] = find_runs(tmp_path)
+    assert (one.name, one.status, one.history) == ("one", "unreadable", [])
+    assert one.about == {"trouble": f"{path}, line 1: this is no line of a log: '[1]'"}
+    assert runs_table([one]).splitlines()[1].endswith("'[1]'")
+
+
+def test_a_killed_run_says_for_how_long_it_has_been_quiet(tmp_path: Path) -> None:
+    line(tmp_path / "one")
+    write_json(tmp_path / "one" / "run.json", {"model": "line"})
+    path = tmp_path / "one" / "log.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
+    for seconds, words in ((5, "s"), (150, "2 min"), (7300, "2 h"), (200_000, "2 d")):
+        then = time.time() - seconds
+        os.utime(path, (then, then))
+        assert f"no end, quiet for {words if seconds > 60 else ''}" in runs_table(
+            [read_run(tmp_path / "one")]
+        )
+    os.utime(path, (time.time() + 60,) * 2)  # a clock that is wrong
+    assert read_run(tmp_path / "one").how == "no end, quiet for 0 s"
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"file.log.jsonl: can't be written: "):
+        RunLog(tmp_path / "file").write("step", {})
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"log.jsonl: can't be written: "):
+        RunLog(tmp_path).write("step", {})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_log_on_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"log.jsonl: can't be written: No space left"):
+        RunLog(tmp_path).write("step", {"step": 1})
+
+
+def test_four_runs_side_by_side() -> None:
+    runs = [
+        Run(f"r{k}", {"model": "m", "seed": k, "steps": 5}, [{"val_loss": 1.0 / k}], k, "finished")
+        for k in (1, 2, 4, 8)
+    ]
+    text = [line.split() for line in compare_runs(*runs).splitlines()]
+    assert text[:2] == [["r1", "r2", "r4", "r8"], ["seed", "1", "2", "4", "8"]]
+    assert ["best", "val_loss", "1.0000", "0.5000", "0.2500", "0.1250"] in text
+    assert text[-1] == ["seconds", "1.0", "2.0", "4.0", "8.0"]

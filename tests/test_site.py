@@ -154,6 +154,16 @@ def test_sidebar_on_a_phone(browser: Any, site_url: str) -> None:
     context.close()
 
 
+def test_figures_with_large_letters_fit_a_phone(browser: Any, site_url: str) -> None:
+    context = browser.new_context(**VIEWS["phone"])
+    page = context.new_page()
+    page.goto(f"{site_url}/loader.html")
+    for name in ("fig-13b-workers", "fig-13b-augmented"):
+        box = page.locator(f"#{name} svg").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    context.close()
+
+
 def test_sidebar_shows_what_is_coming_without_a_link(browser: Any, site_url: str) -> None:
     page = browser.new_page()
     page.goto(f"{site_url}/value.html")

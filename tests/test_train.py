@@ -11,6 +11,7 @@ import threading
 import types
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ from gradbook.data.loader import DataLoader
 from gradbook.nn.activations import ReLU
 from gradbook.nn.init import get_rng_state, manual_seed, next_key
 from gradbook.nn.linear import Linear
-from gradbook.nn.losses import cross_entropy, mse_loss
+from gradbook.nn.losses import CrossEntropyLoss, NLLLoss, cross_entropy, mse_loss, nll_loss
 from gradbook.nn.module import Module, Sequential
 from gradbook.optim.adam import AdamW
-from gradbook.optim.optimizer import SGD
-from gradbook.optim.schedule import ReduceLROnPlateau, StepLR, WarmupCosine
+from gradbook.optim.optimizer import SGD, OptimizerError
+from gradbook.optim.schedule import OneCycleLR, ReduceLROnPlateau, StepLR, WarmupCosine
 from gradbook.tensor.core import ShapeError, Tensor
+from gradbook.tensor.elementwise import sqrt
 from gradbook.train import callbacks
 from gradbook.train.callbacks import Callback, EarlyStopping, LiveCurve, Progress, curve_svg
+from gradbook.train.checkpoint import Checkpoint
 from gradbook.train.loop import Stepper, Task, Trainer, TrainingError, evaluating, find_lr
 from gradbook.train.metrics import Accuracy, ConfusionMatrix, Mean, Running, TopK
 
@@ -104,6 +107,27 @@ def test_wrong_shapes_and_nothing_at_all() -> None:
     with pytest.raises(ShapeError):
         TopK(4).update(scores, Tensor([0] * 4))
     assert math.isnan(Accuracy().compute()) and math.isnan(Mean().compute())
+
+
+def test_a_note_of_running_metrics_does_not_change() -> None:
+    class Kept(Accuracy):
+        def reset(self) -> None:
+            super().reset()
+            self.shapes: list[Any] = []
+
+        def update(self, output: Tensor, target: Tensor) -> None:
+            super().update(output, target)
+            self.shapes.append(output.shape)
+
+    running, scores = Running([ConfusionMatrix(3), Kept()]), Tensor(np.eye(3, dtype="f4"))
+    running.update(scores, Tensor([0, 1, 1]), 0.5)
+    note = running.state_dict()
+    then = repr(note)
+    for _ in range(2):  # neither what comes after taking it, nor after going back to it
+        running.update(scores, Tensor([2, 2, 2]), 0.1)
+        assert repr(note) == then
+        running.load_state_dict(note)
+        assert repr(running.state_dict()) == then
 
 
 # ------------------------------------------------------------- task and step
@@ -530,6 +554,20 @@ def test_find_lr_undoes_everything() -> None:
             find_lr(t, data, **bad)
 
 
+def test_find_lr_leaves_modes_and_loader_alone() -> None:
+    t, data = trainer(), loader()
+    t.model.train()
+    t.model[1].eval()  # type: ignore[index]
+    find_lr(t, data, steps=5)
+    assert [m.training for m in t.model.modules()] == [True, True, False, True]
+    assert t.train_loader is None
+    t.fit(data, epochs=1)
+    t.model.eval()
+    with pytest.raises(TrainingError):
+        find_lr(t, DataLoader(ArrayDataset(X * np.nan, Y), 16))
+    assert not any(m.training for m in t.model.modules()) and t.train_loader is data
+
+
 def test_find_lr_survives_an_explosion() -> None:
     t = trainer(lr=0.1)
     with np.errstate(all="ignore"):
@@ -588,3 +626,152 @@ def test_a_trainer_in_a_thread() -> None:
     thread.start()
     thread.join()
     assert t.epoch == 1
+
+
+# ------------------------------------------------------------- what counts, and what is refused
+
+
+def step_of(loss: Any, targets: np.ndarray, parts: int, **options: Any) -> Any:
+    "The loss and the weights after one step with the batch in so many parts."
+    model = network()
+    stepper = Stepper(model, loss, SGD(model.parameters(), lr=0.5), **options)
+    pieces = np.split(np.arange(96), parts)
+    loss = stepper.update([(Tensor(X[i]), Tensor(targets[i])) for i in pieces])
+    return loss, *(p.numpy() for p in model.parameters())
+
+
+SOME = np.where(np.arange(100) % 5 < 2, Y, -100)
+SOME[:24] = -100  # the first of four parts, all of it
+CLASSES = np.array([1, 9, 0.5], "float32")
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [
+        (cross_entropy, SOME),
+        (CrossEntropyLoss(), SOME),
+        (CrossEntropyLoss(weight=CLASSES, ignore_index=2), np.sort(Y)),
+        (partial(cross_entropy, weight=CLASSES), np.sort(Y)),
+        (partial(cross_entropy, weight=CLASSES, label_smoothing=0.1), SOME),
+        (lambda x, y: nll_loss(x, y), Y),
+        (NLLLoss(ignore_index=1), np.sort(Y)),
+    ],
+)
+def test_accumulation_where_not_every_target_counts_the_same(loss: Any, targets: Any) -> None:
+    with np.errstate(all="raise"):
+        for large, small in zip(step_of(loss, targets, 1), step_of(loss, targets, 4)):
+            np.testing.assert_allclose(small, large, rtol=2e-5, atol=1e-6)
+    task, data = Task(network(), loss), ArrayDataset(X, targets)
+    marks = [task.evaluate(DataLoader(data, size))["loss"] for size in (7, 100)]
+    assert marks[0] == pytest.approx(marks[1], rel=1e-5)
+
+
+def test_a_step_in_which_nothing_counts() -> None:
+    none = np.full(100, -100)
+    with pytest.raises(TrainingError, match="step 1: no target counts: all are ignored"):
+        step_of(cross_entropy, none, 4)
+    with pytest.raises(TrainingError, match="no batch, or none that counts"):
+        Task(network(), cross_entropy).evaluate(DataLoader(ArrayDataset(X, none), 10))
+
+
+def test_a_loss_that_is_a_sum_is_not_accumulated() -> None:
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for loss in (CrossEntropyLoss(reduction="sum"), partial(cross_entropy, reduction="sum")):
+        with pytest.raises(ValueError, match="accumulate 2: the loss must be a mean, and is a sum"):
+            Trainer(model, loss, optimizer, accumulate=2)
+        Trainer(model, loss, optimizer)
+
+
+class Root(Module):
+    "From its third batch on, the loss is fine and the gradient is not."
+
+    def __init__(self) -> None:
+        self.line, self.count = Linear(6, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, self.count = self.line(x), self.count + 1
+        return out + sqrt((out - out.detach()) ** 2) if self.count == 3 else out
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, None])
+def test_a_gradient_that_is_nan_though_the_loss_is_not(
+    tmp_path: Path, clip_norm: float | None
+) -> None:
+    model, keep = Root(), Checkpoint(tmp_path, every=1)
+    t = Trainer(
+        model, cross_entropy, AdamW(model.parameters()), callbacks=[keep], progress=False,
+        clip_norm=clip_norm,
+    )  # fmt: skip
+    with pytest.raises(TrainingError) as info, np.errstate(all="ignore"):
+        t.fit(loader())
+    finite = all(np.isfinite(p.numpy()).all() for p in model.parameters())
+    text = str(info.value)
+    if clip_norm:
+        assert "step 3: the norm of the gradient is nan; the weights are as they were" in text
+        assert finite and t.steps == 2
+    else:
+        assert "step 4: the loss is nan, and line.weight has such numbers already" in text
+        assert not finite and t.steps == 3
+
+
+def test_a_plateau_needs_epochs() -> None:
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    plateau = ReduceLROnPlateau(optimizer)
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau takes a metric.*schedule='epoch'"):
+        Trainer(model, cross_entropy, optimizer, scheduler=plateau)
+    Trainer(model, cross_entropy, optimizer, scheduler=plateau, schedule="epoch")
+
+
+def test_a_cycle_as_long_as_the_run() -> None:
+    t = trainer()
+    t.scheduler = OneCycleLR(t.optimizer, 0.1, total_steps=3 * 7)
+    t.fit(loader(), epochs=3)
+    assert t.steps == 21 and t.lr == pytest.approx(0.1 / 25 / 1e4)
+    with pytest.raises(OptimizerError, match="step 22 of 21: it is over"):
+        t.fit(loader(), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (Tensor(X), "this batch is a Tensor; a tuple of tensors is needed, the target last"),
+        ({"x": Tensor(X), "y": Tensor(Y)}, "this batch is a dict"),
+        ((Tensor(X),), r"this batch is \(Tensor\); .* override `compute` and `weight`"),
+        ((X, Y), r"this batch is \(ndarray, ndarray\)"),
+        ((), r"this batch is \(\)"),
+    ],
+)
+def test_batches_of_the_wrong_kind(batch: Any, words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        trainer().fit([batch])
+    with pytest.raises(TrainingError, match=words):
+        trainer().evaluate([batch])
+
+
+def test_batches_of_any_kind() -> None:
+    class Named(Trainer):
+        def compute(self, batch: Any) -> Any:
+            return super().compute((batch["x"], batch["y"]))
+
+        def weight(self, batch: Any) -> float:
+            return len(batch["y"])
+
+    model = network()
+    t = Named(model, cross_entropy, SGD(model.parameters(), lr=0.1), progress=False, accumulate=2)
+    batches = [{"x": Tensor(X[i]), "y": Tensor(Y[i])} for i in np.split(np.arange(100), 4)]
+    t.fit(batches, batches)
+    assert t.steps == 2 and t.history[0]["val_loss"] > 0
+    one = (Tensor(X[0]), Tensor(Y[0]))  # one example, without an axis for the batch
+    assert Task(model, cross_entropy).weight(one) == 1
+
+
+@pytest.mark.parametrize("batches", [0, 5])
+def test_find_lr_with_a_loader_that_ends(batches: int) -> None:
+    t = trainer()
+    before = weights(t)
+    few = ((Tensor(X), Tensor(Y)) for _ in range(batches))
+    with pytest.raises(TrainingError, match=f"gave {batches} batches, and then none"):
+        find_lr(t, few)
+    assert weights(t) == before and t.lr == 0.01

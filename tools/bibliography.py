@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,9 @@ class Entry:
 
     @property
     def surnames(self) -> list[str]:
-        people = self.fields.get("author", self.fields.get("organization", "")).split(" and ")
+        if "author" not in self.fields:
+            return [self.fields["organization"]]
+        people = self.fields["author"].split(" and ")
         return [p.split(",")[0].strip() if "," in p else p.split()[-1] for p in people if p.strip()]
 
     @property
@@ -63,6 +66,9 @@ def load(path: Path) -> Entries:
         return {}
     with path.open(encoding="utf-8") as file:
         database = bibtexparser.load(file)
+    for e in database.entries:
+        if re.fullmatch(r"\{[^{}]+\}", e.get("author", "")):  # braces: the name of a body
+            e["organization"] = e.pop("author")
     plain = {
         e["ID"]: {k: v.replace("{", "").replace("}", "").replace("\n", " ") for k, v in e.items()}
         for e in database.entries

@@ -90,8 +90,14 @@ class BestFilter(Exercise):
         yield [50, 75, 88, 94], [100, 100, 101, 100]
 
     def solution(row, above):
+        def stored(kind, i):
+            a, b, c = (row[i - 1], above[i], above[i - 1]) if i else (0, above[i], 0)
+            paeth = min((a, b, c), key=lambda value: abs(a + b - c - value))
+            return (row[i] - (0, a, b, (a + b) // 2, paeth)[kind]) % 256
+
         def size(kind):
-            return sum(min(byte, 256 - byte) for byte in stored(kind, row, above))
+            whole = [stored(kind, i) for i in range(len(row))]
+            return sum(min(byte, 256 - byte) for byte in whole)
 
         return min(range(5), key=size)
 
@@ -143,7 +149,7 @@ class StaysInside(Exercise):
         return bool(name) and not name.startswith(("/", "..")) and ":" not in name
 
     def wrong_slash(name):
-        "On Windows `..\\\\x` leads outside as well."
+        "On Windows `..\\x` leads outside as well."
         parts = name.split("/")
         return bool(name) and parts[0] != "" and ".." not in parts and ":" not in name
 
@@ -250,9 +256,9 @@ questions = Quiz(
         },
     ),
     Question(
-        "After a failure the client waits 1, 2, 4, 8 seconds. Why longer each time?",
-        right="a server that is overloaded is not helped by more requests",
-        because="short troubles are over after a second, and long ones are not made longer",
+        "After a failure the client waits 1, 2, 4 seconds. Why longer each time?",
+        right="short troubles end soon, and long ones should not get more requests",
+        because="a server that is overloaded is not helped by clients that insist",
         wrong={
             "the file has to be written to disk meanwhile": "that takes no seconds",
             "servers demand it": "some say how long to wait, but none asks for powers of two",

@@ -122,9 +122,13 @@ class Moved(Exercise):
         yield 3, 2, 2, [0, 5, -1], [-1, 0, 1]
 
     def solution(x, down, right):
-        rows = np.arange(x.shape[1]) - down[:, None]
-        columns = np.arange(x.shape[2]) - right[:, None]
-        return taken(x, rows, columns)
+        n, h, w = x.shape
+        rows = np.arange(h) - down[:, None]
+        columns = np.arange(w) - right[:, None]
+        r, c = rows[:, :, None], columns[:, None, :]
+        inside = (r >= 0) & (r < h) & (c >= 0) & (c < w)
+        found = x[np.arange(n)[:, None, None], r.clip(0, h - 1), c.clip(0, w - 1)]
+        return np.where(inside, found, 0)
 
     def wrong_way(x, down, right):
         "They go up and to the left: the pixel *above* comes down, so subtract."
@@ -169,12 +173,13 @@ class MeanAndStd(Exercise):
         yield ([[1.0, 2.0, 3.0], [4.0]],)
         yield ([[5.0]],)
         yield ([[0.0, 0.0], [1.0, 2.0, 4.0, 8.0], [-3.0]],)
+        yield ([[[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]], [7.0, 7.0]],)
         yield ([[1e9 + 1, 1e9 + 2], [1e9 + 3, 1e9 + 4, 1e9 + 5]],)
 
     def solution(batches):
         count = mean = squares = 0.0
         for x in batches:
-            n, m = count, len(x)
+            n, m = count, x.size
             d = x.mean() - mean
             count = n + m
             mean += d * m / count
@@ -188,21 +193,27 @@ class MeanAndStd(Exercise):
 
     def wrong_mean_of_stds(batches):
         "Batches also differ from each other: the mean of their deviations is too small."
-        sizes = [len(x) for x in batches]
+        sizes = [x.size for x in batches]
         means, stds = [x.mean() for x in batches], [x.std() for x in batches]
         return np.average(means, weights=sizes), np.average(stds, weights=sizes)
 
     def wrong_difference(batches):
         "Right on paper. Around 1e9 the squares need 18 digits, and float64 has 16."
-        count = sum(len(x) for x in batches)
+        count = sum(x.size for x in batches)
         mean = sum(x.sum() for x in batches) / count
         squares = sum((x * x).sum() for x in batches) / count
         return mean, max(squares - mean**2, 0) ** 0.5
 
     def wrong_sample(batches):
         "Divide by the count, not by one less."
-        x = np.concatenate(batches)
+        x = np.concatenate([x.ravel() for x in batches])
         return x.mean(), x.std(ddof=1) if len(x) > 1 else 0.0
+
+    def wrong_rows(batches):
+        "`len(x)` counts the rows. An array of shape (30, 5) has 150 numbers: `x.size`."
+        x = np.concatenate([x.ravel() for x in batches])
+        mean = sum(x.mean() * len(x) for x in batches) / sum(len(x) for x in batches)
+        return mean, ((x - mean) ** 2).mean() ** 0.5
 
 # %% ../../nbs/13b_loader.ipynb #de87f83f
 questions = Quiz(
@@ -228,17 +239,17 @@ questions = Quiz(
         },
     ),
     Question(
-        "A worker was killed by the system. Why would a loader that waits for the pipe hang?",
-        right="the dead send nothing, not even that they are dead",
-        because="one has to wait for the end of the process at the same time",
+        "All workers write to one queue. One is killed. Why can a loader that only reads it hang?",
+        right="the others hold the queue open, and the dead send nothing",
+        because="the queue does not end, so one has to look after the processes as well",
         wrong={
-            "the pipe is full": "it is empty",
+            "the queue is full": "it is read all the time",
             "the other workers wait too": "they go on; the loader waits for one batch",
             "a killed process can't be noticed": "the system tells whoever waits for its end",
         },
     ),
     Question(
-        "Images are normalised with mean and standard deviation of training *and* test set. Harm?",
+        "Images are normalised with mean and standard deviation of training and test set. Harm?",
         right="the result on the test set no longer says how well new data will do",
         because="new data were not there when the mean was computed",
         wrong={
@@ -248,12 +259,12 @@ questions = Quiz(
         },
     ),
     Question(
-        "With `num_workers=4` an array of MNIST is loaded *slower* than without workers. Why?",
+        "With `num_workers=4` an array of MNIST is loaded slower than without workers. Why?",
         right="a batch is gathered faster than it is carried between processes",
         because="workers pay where an example takes long: files, pictures, augmentation",
         wrong={
             "the processes wait for each other": "each makes its own batches",
-            "four is too many": "with one it would not be faster either",
+            "the order must be computed four times": "it is computed once, by the main process",
             "shared memory is slow": "it is memory; but it has to be written and read once more",
         },
     ),

@@ -380,18 +380,19 @@ questions = Quiz(
         because="$m$ and $\\sqrt v$ both grow by 1000, and divide each other away",
         wrong={
             "1000 times as long": "so it would be for SGD",
-            "1000 times as short": "$v$ is divided by its root, and $m$ grows as well",
-            "about 32 times as long": "$\\sqrt{1000}$ would be left if only $v$ had no root",
+            "1000 times as short": "so it would be if $m$ were divided by $v$, without the root",
+            "about 32 times as long": "$v$ grows by a million, but its root by 1000",
         },
     ),
     Question(
-        "A weight gets the same gradient once in a thousand steps. Who moves it far?",
+        "One weight has gradient 1 at every step, another only at every thousandth. At such a step,"
+        " who moves the rare one further than the frequent one?",
         right="Adagrad",
-        because="its sum only grows with gradients that came, so these steps stay long",
+        because="its sum is a thousandth of the other's, the root about a thirtieth",
         wrong={
-            "SGD": "a thousandth of the steps, each as long as any other: hardly at all",
-            "Lion": "it moves by `lr` in between, too, by the sign of what is left of the mean",
-            "LBFGS": "it wants the same loss at every evaluation; here it differs",
+            "SGD": "it moves both by `lr`",
+            "SGD with momentum": "the frequent one has the velocity of many gradients",
+            "Lion": "it moves both by `lr`",
         },
     ),
     Question(

@@ -86,7 +86,7 @@ class Accumulate(Exercise):
     tolerance = 1e-12
     hints = (
         "A mean of means is right only if the parts are equally large: weigh them by their sizes.",
-        "Clip once, at the end. A part that was clipped has lost its say.",
+        "Clip once, at the end. If each is clipped, a part with a long gradient counts too little.",
     )
 
     def run(answer, gradients, sizes, max_norm):

@@ -141,7 +141,8 @@ class StopAfter(Exercise):
     hints = (
         "Remember the best loss and its epoch; compare the epoch you are in with that one.",
         "Comparing with the loss of the epoch *before* is something else: 3, 1, 2, 1.9, 1.8.",
-        "`math.nan < best` is False, but so is `best < math.nan` if the first loss is nan.",
+        "If the best begins as the first loss and that is NaN, `loss < best` is never true. "
+        "Begin with infinity.",
     )
 
     def cases():
@@ -150,6 +151,7 @@ class StopAfter(Exercise):
         yield [3.0, 1.0, 2.0, 1.9, 1.8, 0.5], 3
         yield [2.0, 2.0, 2.0, 1.0], 2
         yield [math.nan, 2.0, math.nan, 1.0], 2
+        yield [math.nan, math.nan, math.nan], 2
 
     def solution(losses, patience):
         best, best_epoch = math.inf, 0
@@ -302,6 +304,7 @@ class AutoencoderOf(Exercise):
     class solution(Trainer):
         def compute(self, batch):
             (x,) = batch
+            x = x.to(self.parameters[0].device)
             output = self.model(x)
             return output, x, self.loss(output, x)
 
@@ -338,7 +341,8 @@ questions = Quiz(
         wrong={
             "exactly 96.0 %": "only if all batches were of the same size",
             "96.0 % times 8 / 7.8": "the error depends on how good the last batch was",
-            "nobody can say how far": "one batch of eight has a wrong weight, and only slightly",
+            "nobody can say anything about it": "whatever the last batch was, the truth is "
+            "between 95.9 % and 96.7 %",
         },
     ),
     Question(

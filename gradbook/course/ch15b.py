@@ -131,7 +131,7 @@ class ToDelete(Exercise):
     function = "to_delete"
     hints = (
         "`sorted(steps)[-keep:]` are the last ones.",
-        "`min` over pairs `(loss, step)` finds the best, and the earliest of equal ones.",
+        "`min(pairs)` of `(loss, step)` finds the best, and the earliest of equal ones.",
     )
 
     def cases():
@@ -262,8 +262,8 @@ questions = Quiz(
     ),
     Question(
         "Two tensors in a header have the same offsets. Why refuse that? Both could be read.",
-        right="one file would mean different things to different readers",
-        because="and a header could turn a small file into a huge model",
+        right="a small file could claim a huge model",
+        because="a thousand entries on the same bytes ask for a thousand times the memory",
         wrong={
             "NumPy can't read bytes twice": "it can",
             "tied weights are not allowed": "they are: they are stored twice",

@@ -307,11 +307,11 @@ questions = Quiz(
         },
     ),
     Question(
-        "Nobody called `eval()`. Which test is likely to show it?",
+        "Nobody called `eval()` on a network with batch norm. Which test is likely to show it?",
         right="one picture at a time",
         because="batch norm refuses a batch of one; in company the mistake may hide",
         wrong={
-            "the accuracy over shuffled batches": "it looks right: the company is like in training",
+            "the accuracy over mixed batches of 100": "it looks right, with company as in training",
             "the training loss": "in training everything is as it should be",
             "the number of parameters": "modes don't change it",
         },
@@ -327,7 +327,8 @@ questions = Quiz(
         },
     ),
     Question(
-        "Batches of one text. Which norm trains as if the batch were large?",
+        "Batches of one example, a vector of 128 numbers. Which norm trains as if the batch were "
+        "large?",
         right="layer norm",
         because="it never looks at another example",
         wrong={

@@ -393,7 +393,7 @@ def installed(source: Source, wanted: Sequence[str]) -> Found | None:
         found = look(Path(source.system), source, wanted, "system", direct=True)
     return found
 
-# %% ../../nbs/13_data.ipynb #3e78071a
+# %% ../../nbs/13_data.ipynb #e734c498
 def locate(
     source: Source,
     wanted: Sequence[str],
@@ -419,7 +419,8 @@ def locate(
             tell(f"{source.name}: {len(found.paths)} of {len(wanted)} files, from {found.place}")
         return found
     why = "downloads are switched off"
-    if settings.load().download == "on" if download is None else download:
+    allowed = settings.load().download == "on" if download is None else download
+    if allowed:
         why = "it could not be fetched"
         if source.name not in UNREACHABLE:
             try:
@@ -629,7 +630,8 @@ def csv_file(
 ) -> ArrayDataset:
     """The columns of a table as examples; `target` is what to predict, the others are float32.
 
-    The target is int64 if `labels`; None decides by whether it has words, or only 0, 1, 2, ...
+    The target is int64 if `labels`; None takes words, and 0, 1, ..., k - 1 with none missing,
+    for labels.
     `options` go to `read_csv`. Raises DataFileError.
     """
     table = read_csv(path, words=words, **options)
@@ -639,7 +641,7 @@ def csv_file(
     if labels and not whole.all():
         raise DataFileError(path, f"{y[~whole][0]} is no label")
     if labels is None:
-        labels = bool(whole.all())
+        labels = bool(whole.all()) and len(np.unique(y)) == y.max() + 1
     kind = "int64" if labels else "float32"
     classes = table.words.get(table.names[place], ())
     return ArrayDataset(x.astype("float32"), y.astype(kind), classes=classes)

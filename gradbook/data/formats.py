@@ -27,7 +27,7 @@ from ..scalar.samples import DataFileError
 __all__ = ['Place', 'CHUNK', 'LIMIT', 'MEMORY', 'GZIP', 'XZ', 'IDX', 'AXES', 'PNG', 'CHANNELS', 'LINE', 'NUMBER', 'DEFLATED',
            'opened', 'unpacked', 'chunks', 'Decoded', 'sized', 'read_idx', 'paeth', 'unfilter', 'png_chunks',
            'png_shape', 'png_rows', 'palette_of', 'read_png', 'Table', 'number_in', 'column_of', 'text_lines',
-           'decoded_line', 'Columns', 'columns_of', 'read_csv', 'npy_shape', 'read_npz', 'read_text']
+           'decoded_line', 'Columns', 'has_names', 'columns_of', 'read_csv', 'npy_shape', 'read_npz', 'read_text']
 
 # %% ../../nbs/13_data.ipynb #265d6a83
 Place: TypeAlias = "str | os.PathLike[str] | Traversable"
@@ -52,8 +52,10 @@ def unpacked(file: IO[bytes], magic: bytes) -> Iterator[bytes]:
     "The content of a .gz or .xz, at most CHUNK bytes at a time. Raises ValueError."
     ahead = b""
     while True:
-        ahead = ahead or file.read(CHUNK)
-        if not ahead.strip(b"\0"):
+        ahead = ahead.lstrip(b"\0")
+        while len(ahead) < len(magic) and (more := file.read(CHUNK)):
+            ahead = (ahead + more).lstrip(b"\0")
+        if not ahead:
             return
         if not ahead.startswith(magic):
             raise ValueError(f"something else follows its end: {ahead[:8]!r}")
@@ -306,6 +308,8 @@ def read_png(path: Place, limit: int = LIMIT) -> np.ndarray[Any, Any]:
         if image.max() >= len(table):
             raise source.refuse(f"colour {image.max()} of a palette of {len(table)}")
         return table[image[:, :, 0]]
+    if parts[b"tRNS"]:
+        raise source.refuse("one transparent colour (tRNS): can't be read here")
     return image[:, :, 0] if channels == 1 else image
 
 # %% ../../nbs/13_data.ipynb #71e9bf3f
@@ -388,6 +392,14 @@ class Columns:
             numbers[:, k] = rank[numbers[:, k].astype(int)]
         return Table(self.names, numbers, words)
 
+# %% ../../nbs/13_data.ipynb #e0e9287e
+def has_names(row: Sequence[str]) -> bool:
+    "Whether a first row holds names, not numbers. Raises ValueError if it holds both."
+    numbers = [number_in(cell) is not None for cell in row]
+    if any(numbers) and not all(numbers):
+        raise ValueError("numbers and words in the first row: say header=True or header=False")
+    return not any(numbers)
+
 # %% ../../nbs/13_data.ipynb #76ea9902
 def columns_of(row: list[str], header: bool, words: Collection[str | int]) -> Columns:
     "The columns that the first row tells of; raises ValueError."
@@ -396,7 +408,7 @@ def columns_of(row: list[str], header: bool, words: Collection[str | int]) -> Co
         raise ValueError("two columns have the same name")
     return Columns(names, {column_of(names, word): {} for word in words})
 
-# %% ../../nbs/13_data.ipynb #2675be94
+# %% ../../nbs/13_data.ipynb #80732517
 def read_csv(
     path: Place,
     header: bool | None = None,
@@ -406,7 +418,7 @@ def read_csv(
 ) -> Table:
     """A table of numbers from a text, plain, .gz or .xz. Raises DataFileError, naming the row.
 
-    `header`: whether the first line has names; None looks if it has anything but numbers.
+    `header`: whether the first line has names; None takes it for names if no number is in it.
     `words`: columns, by name or place, that hold words. Missing or infinite numbers are refused.
     """
     source, columns = Decoded(path, limit), None
@@ -415,7 +427,7 @@ def read_csv(
         for row in filter(None, rows):
             if columns is None:
                 if header is None:
-                    header = not all(number_in(cell) is not None for cell in row)
+                    header = has_names(row)
                 columns = columns_of(row, header, words)
                 if header:
                     continue

@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,8 @@ from ..tensor.core import Tensor, wrap
 
 # %% auto #0
 __all__ = ['SequentialSampler', 'RandomSampler', 'WeightedRandomSampler', 'collate', 'Recipe', 'as_tensors', 'Position',
-           'Resumable', 'DataLoader', 'Stowed', 'stow', 'unstow', 'bytes_in', 'WorkerError', 'answer', 'work',
-           'context_of', 'shared_memory', 'Worker', 'made_by_workers']
+           'Resumable', 'checksum', 'DataLoader', 'Stowed', 'stow', 'unstow', 'bytes_in', 'WorkerError', 'answer',
+           'work', 'context_of', 'shared_memory', 'Worker', 'made_by_workers']
 
 # %% ../../nbs/13b_loader.ipynb #83ba5e76
 class SequentialSampler:
@@ -103,7 +104,7 @@ class Recipe:
 
     def __init__(self, dataset: Any, collate_fn: Any, transform: Any, seed: int) -> None:
         self.dataset, self.collate_fn, self.transform = dataset, collate_fn, transform
-        self.stream = random.split(random.key(seed))[1]  # the first is left to the order
+        self.stream = random.split(random.key(seed))[1]  # a child; the order comes from the parent
 
     def key(self, epoch: int, number: int) -> random.Key:
         return random.fold_in(random.fold_in(self.stream, epoch), number)
@@ -158,7 +159,7 @@ class Position:
         if epoch != self.epoch or self._used:
             self.jump(epoch)
 
-# %% ../../nbs/13b_loader.ipynb #ed5f35a7
+# %% ../../nbs/13b_loader.ipynb #25415176
 class Resumable(Position):
     "A position that can be stored, for something with a seed, a data set and a length."
 
@@ -168,10 +169,14 @@ class Resumable(Position):
     def __len__(self) -> int:
         raise NotImplementedError
 
+    def order(self, epoch: int) -> int:
+        "A checksum of the order of an epoch."
+        raise NotImplementedError
+
     def state_dict(self) -> dict[str, int]:
         "The position: plain numbers."
         plan = {"seed": self.seed, "examples": len(self.dataset), "batches": len(self)}
-        return {"epoch": self.epoch, "batch": self.batch, **plan}
+        return {"epoch": self.epoch, "batch": self.batch, "order": self.order(self.epoch), **plan}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         "Go on where `state` was taken. Raises ValueError if the order is another one."
@@ -184,7 +189,18 @@ class Resumable(Position):
         epoch, batch = state["epoch"], state["batch"]
         if not (type(epoch) is type(batch) is int and epoch >= 0 and 0 <= batch <= len(self)):
             raise ValueError(f"DataLoader: there is no position epoch {epoch!r}, batch {batch!r}")
+        if state["order"] != self.order(epoch):
+            raise ValueError(
+                f"DataLoader: the order of epoch {epoch} was another one; "
+                "compare shuffle, batch_size, drop_last and the sampler"
+            )
         self.jump(epoch, batch)
+
+
+def checksum(plan: Sequence[Any]) -> int:
+    "A number for a list of batches: other examples, another order or other sizes change it."
+    sizes = np.array([len(batch) for batch in plan])
+    return zlib.crc32(np.concatenate([sizes, *plan]).astype("<i8").tobytes())
 
 # %% ../../nbs/13b_loader.ipynb #9d579086
 class DataLoader(Resumable):
@@ -227,6 +243,7 @@ class DataLoader(Resumable):
         self.method = multiprocessing_context
         self.recipe = Recipe(dataset, collate_fn, transform, seed)
         self._room = 0  # the largest batch so far, in bytes
+        self._order = (-1, 0)  # an epoch and its checksum
 
     def __len__(self) -> int:
         if self.batch_sampler is not None:
@@ -242,6 +259,16 @@ class DataLoader(Resumable):
         order = known.order(epoch) if hasattr(known, "order") else np.fromiter(known, "int64")
         stop = len(self) * self.batch_size
         return [order[k : k + self.batch_size] for k in range(0, stop, self.batch_size)]
+
+    def order(self, epoch: int) -> int:
+        "A checksum of `plan`; -1 for a sampler that is no list and has no `order`: it may change."
+        says = self.sampler if self.batch_sampler is None else self.batch_sampler
+        a_function = self.batch_sampler is None and hasattr(says, "order")
+        if not a_function and not isinstance(says, (Sequence, np.ndarray)):
+            return -1
+        if self._order[0] != epoch:
+            self._order = (epoch, checksum(self.plan(epoch)))
+        return self._order[1]
 
     def __iter__(self) -> Iterator[Any]:
         loop = self.begin()
@@ -394,7 +421,9 @@ class Worker:
     def next(self) -> Any:
         "The next batch of this worker. Raises WorkerError."
         number = self.numbers[self.turn]
-        multiprocessing.connection.wait([self.link, self.process.sentinel])
+        ends = [self.link, self.process.sentinel]
+        while not multiprocessing.connection.wait(ends, timeout=1) and self.process.is_alive():
+            pass
         try:
             if not self.link.poll():
                 raise EOFError

@@ -57,7 +57,7 @@ class LeNet5(Module):
 # %% ../../nbs/17_conv.ipynb #837a7265
 @dataclass(frozen=True)
 class LeNetSettings(ImageSettings):
-    "What the result of a run depends on."
+    "What one may choose for a run."
 
     epochs: int = 3
     lr: float = 4e-3

@@ -14,7 +14,7 @@ from ..tensor.backend import Array, namespace
 from ..tensor.core import Tensor, wrap
 
 # %% auto #0
-__all__ = ['with_gradients', 'pieces', 'norm_of', 'grad_norm', 'clip_grad_norm_', 'clip_grad_value_']
+__all__ = ['with_gradients', 'pieces', 'norm_of', 'sum_of_powers', 'grad_norm', 'clip_grad_norm_', 'clip_grad_value_']
 
 # %% ../../nbs/14b_schedule.ipynb #457b5bf1
 def with_gradients(params: Tensor | Iterable[Any], who: str) -> list[tuple[str, Any]]:
@@ -38,11 +38,22 @@ def pieces(array: Array, size: int = 1 << 15) -> Iterator[Array]:
 def norm_of(array: Array, norm_type: float) -> float:
     "The norm of one array."
     if norm_type == inf:
-        return max((float(abs(piece).max()) for piece in pieces(array)), default=0.0)
-    if norm_type == 2:
-        return float(sum(float(piece @ piece) for piece in pieces(array)) ** 0.5)
-    total = sum(float((abs(piece) ** norm_type).sum()) for piece in pieces(array))
-    return float(total ** (1 / norm_type))
+        return float(np.max([float(abs(piece).max()) for piece in pieces(array)], initial=0.0))
+    total = sum_of_powers(array, 1.0, norm_type)
+    if 0 < total < inf:
+        return float(total ** (1 / norm_type))
+    largest = norm_of(array, inf)  # the powers are too large for float64, or too small
+    if not 0 < largest < inf:
+        return largest
+    return float(largest * sum_of_powers(array, largest, norm_type) ** (1 / norm_type))
+
+
+def sum_of_powers(array: Array, unit: float, power: float) -> float:
+    "The sum of `abs(array / unit) ** power`; infinite if it is too large."
+    with np.errstate(over="ignore"):
+        if power == 2 and unit == 1:
+            return sum(float(piece @ piece) for piece in pieces(array))
+        return sum(float((abs(piece / unit) ** power).sum()) for piece in pieces(array))
 
 
 def grad_norm(params: Tensor | Iterable[Any], norm_type: float = 2.0) -> float:
@@ -71,10 +82,11 @@ def clip_grad_norm_(
     if not isfinite(norm):
         if error_if_nonfinite:
             names = [name for name, p in found if not isfinite(norm_of(p.grad.data, inf))]
-            raise OptimizerError(
-                f"clip_grad_norm_: the norm is {norm}; {names[0]} is the first of {len(names)}"
-                f" of {len(found)} with a gradient that is not finite"
-            )
+            blame = "though each gradient is finite"
+            if names:
+                count = f"{len(names)} of {len(found)}"
+                blame = f"{names[0]} is the first of {count} with a gradient that is not finite"
+            raise OptimizerError(f"clip_grad_norm_: the norm is {norm}; {blame}")
         return norm
     share = max_norm / (norm + 1e-6)  # as in PyTorch: a little shorter, never longer
     if share < 1:

@@ -188,8 +188,8 @@ class LBFGS(Optimizer):
     """Newton's direction from the last few steps and changes of the gradient; full batches only.
 
     `step(closure)` makes up to `max_iter` steps; `closure()` clears the gradients, computes the
-    loss, calls `backward()`, and returns the loss. With `line_search_fn=None`, steps have length
-    `lr` instead of being searched for. Source: Liu & Nocedal (1989).
+    loss, calls `backward()`, and returns the loss. With `line_search_fn=None`, the whole direction
+    times `lr` is taken. Source: Liu & Nocedal (1989).
     """
 
     def __init__(
@@ -217,6 +217,14 @@ class LBFGS(Optimizer):
             line_search_fn=line_search_fn,
         )
 
+    numbers: Mapping[str, float] = {
+        **{"step": 0, "func_evals": 0, "updates": 0},
+        **{"t": 0.0, "H_diag": 1.0},
+    }
+
+    def buffers(self, group: Mapping[str, Any]) -> dict[str, float]:
+        return dict.fromkeys(("d", "prev_flat_grad", "old_dirs", "old_stps"), 0.0)
+
     def check_group(self, group: Mapping[str, Any]) -> None:
         super().check_group(group)
         if self.param_groups:
@@ -227,12 +235,11 @@ class LBFGS(Optimizer):
         first = self.param_groups[0]["params"][0]
         if first not in self.state:
             xp, rows = namespace(g), self.param_groups[0]["history_size"]
-            numbers = {"step": 0, "func_evals": 0, "updates": 0, "t": 0.0, "H_diag": 1.0}
             vectors = {name: xp.zeros_like(g) for name in ("d", "prev_flat_grad")}
             tables = {
                 name: xp.zeros((rows, g.size), g.dtype) for name in ("old_dirs", "old_stps")
             }
-            self.state[first] = numbers | vectors | tables
+            self.state[first] = {**self.numbers, **vectors, **tables}
         return self.state[first]
 
     def shape_of(self, name: str, p: Tensor) -> tuple[int, ...]:

@@ -19,8 +19,8 @@ from ..tensor.core import Tensor, enable_grad, overwritten
 
 # %% auto #0
 __all__ = ['Check', 'not_negative', 'CHECKS', 'Params', 'EXTRA', 'Job', 'PIECE', 'Update', 'ALONE', 'pools', 'OptimizerError',
-           'between', 'check_options', 'as_groups', 'named', 'check_parameter', 'label', 'Groups', 'as_saved',
-           'checked_groups', 'checked_state', 'Memory', 'writable', 'Optimizer', 'Elementwise', 'workers',
+           'between', 'check_options', 'as_groups', 'named', 'check_parameter', 'label', 'Groups', 'as_saved', 'Memory',
+           'checked_groups', 'checked_state', 'check_remembered', 'writable', 'Optimizer', 'Elementwise', 'workers',
            'in_parallel', 'with_decay', 'SGD', 'Adagrad', 'RMSprop']
 
 # %% ../../nbs/14_optim.ipynb #3996a0ee
@@ -174,7 +174,7 @@ class Groups:
         inside = lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines) + "\n"
         return f"{self.name}({inside})"
 
-# %% ../../nbs/14_optim.ipynb #d18adf0e
+# %% ../../nbs/14_optim.ipynb #e6691bf8
 def as_saved(value: Any, dtype: Any, device: Any) -> Any:
     "A plain number as it is, an array or a tensor copied to `device`."
     if isinstance(value, int | float | list):
@@ -183,6 +183,62 @@ def as_saved(value: Any, dtype: Any, device: Any) -> Any:
     return transfer(to_numpy(array).astype(dtype), device)
 
 
+class Memory(Groups):
+    """Groups, and what is remembered about each parameter: arrays of its shape, and numbers.
+
+    `state_dict()` and `load_state_dict()` carry it over to another run.
+    """
+
+    def __init__(self, params: Params, **defaults: Any) -> None:
+        self.state: dict[Tensor, dict[str, Any]] = {}
+        super().__init__(params, **defaults)
+
+    numbers: Mapping[str, float] = {"step": 0}  # what else is remembered, and its first value
+
+    def buffers(self, group: Mapping[str, Any]) -> dict[str, float]:
+        "The names of the arrays for each parameter, and what they are filled with at first."
+        return {}
+
+    def names(self, group: Mapping[str, Any]) -> list[str]:
+        "All that is remembered about a parameter."
+        return [*self.numbers, *self.buffers(group)]
+
+    def shape_of(self, name: str, p: Tensor) -> tuple[int, ...]:
+        "The shape of what is remembered about `p` under this name."
+        return p.shape
+
+    def state_of(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+        "What is remembered about `p`; made when it is first asked for."
+        state = self.state.setdefault(p, dict(self.numbers))
+        for name, start in self.buffers(group).items():
+            if name not in state:
+                state[name] = namespace(p.data).full_like(p.data, start)
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        "Everything needed to go on later: plain numbers, lists and NumPy arrays, all copied."
+        order = [(p, group) for group in self.param_groups for p in group["params"]]
+        index = {id(p): k for k, (p, _) in enumerate(order)}
+        groups = []
+        for group in self.param_groups:
+            options = {k: v for k, v in group.items() if k != "params"}
+            groups.append(options | {"params": [index[id(p)] for p in group["params"]]})
+        state = {}
+        for k, (p, group) in enumerate(order):
+            if p in self.state:
+                now = self.state_of(p, group)
+                state[k] = {name: as_saved(now[name], p.dtype, "cpu") for name in self.names(group)}
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        "Go on from what `state_dict()` gave. Raises OptimizerError, and then nothing has changed."
+        options = checked_groups(self, saved)
+        state = checked_state(self, saved["state"], options)
+        for group, loaded in zip(self.param_groups, options):
+            group.update(loaded)
+        self.state = state
+
+# %% ../../nbs/14_optim.ipynb #d30026dc
 def checked_groups(memory: Memory, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
     "The saved options of each group. Raises OptimizerError."
     who, own = f"{memory.name}: load_state_dict", memory.param_groups
@@ -206,71 +262,38 @@ def checked_groups(memory: Memory, saved: Mapping[str, Any]) -> list[dict[str, A
     return options
 
 
-def checked_state(memory: Memory, saved: Mapping[str, Any]) -> dict[Tensor, dict[str, Any]]:
+def checked_state(
+    memory: Memory, saved: Mapping[Any, Any], options: list[dict[str, Any]]
+) -> dict[Tensor, dict[str, Any]]:
     "What was remembered about each parameter, copied to where it is. Raises OptimizerError."
     who, found = f"{memory.name}: load_state_dict", {}
-    places = [(group, k) for group in memory.param_groups for k in range(len(group["params"]))]
-    for index, values in saved["state"].items():
-        if not 0 <= int(index) < len(places):
+    groups = [ours | theirs for ours, theirs in zip(memory.param_groups, options)]
+    places = [(group, k) for group in groups for k in range(len(group["params"]))]
+    for index, values in saved.items():
+        if not str(index).isdecimal() or int(index) >= len(places):
             raise OptimizerError(f"{who}: of parameter {index}, but there are {len(places)}")
         group, k = places[int(index)]
-        p = group["params"][k]
-        found[p] = {name: as_saved(value, p.dtype, p.device) for name, value in values.items()}
-        for name, value in found[p].items():
-            shape, wanted = getattr(value, "shape", None), memory.shape_of(name, p)
-            if shape not in (None, wanted):
-                what = f"{name} of {label(group, k)}"
-                raise OptimizerError(f"{who}: {what} has shape {shape}, not {wanted}")
+        p, what, names = group["params"][k], label(group, k), memory.names(group)
+        there = list(values) if isinstance(values, Mapping) else values
+        if there is values or set(there) != set(names):
+            raise OptimizerError(f"{who}: of {what} there is {there}, not {names}")
+        for name, value in values.items():
+            check_remembered(memory, name, value, p, f"{who}: {name} of {what}")
+        found[p] = {name: as_saved(values[name], p.dtype, p.device) for name in names}
     return found
 
-# %% ../../nbs/14_optim.ipynb #f28e6500
-class Memory(Groups):
-    """Groups, and what is remembered about each parameter: arrays of its shape, and numbers.
 
-    `state_dict()` and `load_state_dict()` carry it over to another run.
-    """
-
-    def __init__(self, params: Params, **defaults: Any) -> None:
-        self.state: dict[Tensor, dict[str, Any]] = {}
-        super().__init__(params, **defaults)
-
-    def buffers(self, group: Mapping[str, Any]) -> dict[str, float]:
-        "The names of the arrays for each parameter, and what they are filled with at first."
-        return {}
-
-    def shape_of(self, name: str, p: Tensor) -> tuple[int, ...]:
-        "The shape of what is remembered about `p` under this name."
-        return p.shape
-
-    def state_of(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-        "What is remembered about `p`; made when it is first asked for."
-        state = self.state.setdefault(p, {"step": 0})
-        for name, start in self.buffers(group).items():
-            if name not in state:
-                state[name] = namespace(p.data).full_like(p.data, start)
-        return state
-
-    def state_dict(self) -> dict[str, Any]:
-        "Everything needed to go on later: plain numbers, lists and NumPy arrays, all copied."
-        order = [p for group in self.param_groups for p in group["params"]]
-        index = {id(p): k for k, p in enumerate(order)}
-        groups = []
-        for group in self.param_groups:
-            options = {k: v for k, v in group.items() if k != "params"}
-            groups.append(options | {"params": [index[id(p)] for p in group["params"]]})
-        state = {
-            k: {name: as_saved(v, p.dtype, "cpu") for name, v in self.state[p].items()}
-            for k, p in enumerate(order)
-            if p in self.state
-        }
-        return {"state": state, "param_groups": groups}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        "Go on from what `state_dict()` gave. Raises OptimizerError, and then nothing has changed."
-        options, state = checked_groups(self, saved), checked_state(self, saved)
-        for group, loaded in zip(self.param_groups, options):
-            group.update(loaded)
-        self.state = state
+def check_remembered(memory: Memory, name: str, value: Any, p: Tensor, what: str) -> None:
+    "Raise OptimizerError unless the value is a number where one is wanted, or fits `p`."
+    if name in memory.numbers:
+        kind = type(memory.numbers[name]) | int
+        if not isinstance(value, kind) or not 0 <= value < inf:
+            words = "a whole number" if kind is int else "a finite number"
+            raise OptimizerError(f"{what} is {value!r}; {words} from 0 is needed")
+        return
+    shape, wanted = getattr(value, "shape", None), memory.shape_of(name, p)
+    if shape != wanted:
+        raise OptimizerError(f"{what} has shape {shape}, not {wanted}")
 
 # %% ../../nbs/14_optim.ipynb #753c7627
 Job = tuple[Tensor, Array, dict[str, Any], dict[str, Any]]  # parameter, gradient, group, state
@@ -339,7 +362,7 @@ class Optimizer(Memory):
         return [array[:n] for array, n in zip(kept, sizes)]
 
 # %% ../../nbs/14_optim.ipynb #2854a4b0
-PIECE = 1 << 18  # elements; see the measurements on the page
+PIECE = 1 << 18  # elements; measured at the end of the page
 Update = Callable[..., None]
 
 
@@ -373,7 +396,7 @@ class Elementwise(Optimizer):
             change(namespace(p), p, g, s, t, *buffers)
 
 # %% ../../nbs/14_optim.ipynb #17087375
-ALONE = 1 << 19  # elements; below this a second thread costs more than it gives
+ALONE = 1 << 19  # elements, two pieces; at a quarter of it a second thread costs time
 pools: dict[int, ThreadPoolExecutor] = {}  # by process: a forked child has no threads
 
 

@@ -238,10 +238,11 @@ class OneCycleLR(LRScheduler):
 
     def wave(self, t: int, low: float, high: float, end: float) -> float:
         "From `low` to `high` in the first part of the steps, to `end` in the rest."
-        if not 0 <= t < self.total_steps:
-            raise OptimizerError(f"OneCycleLR: step {t + 1} of {self.total_steps}: it is over")
+        if not 0 <= t <= self.total_steps:
+            raise OptimizerError(f"OneCycleLR: step {t} of {self.total_steps}: it is over")
+        t = min(t, self.total_steps - 1)  # `step()` after the last update: the rate stays
         top = self.pct_start * self.total_steps - 1
-        if t <= top:
+        if t <= top and top > 0:  # with a first part of one step, that step is the highest
             return half_cosine(low, high, t / top)
         return half_cosine(high, end, (t - top) / (self.total_steps - 1 - top))
 

@@ -381,6 +381,9 @@ class Checkpoint(Callback):
             raise CheckpointError(f"{self.folder}: {error.strerror}") from error
         found = newest(self.folder)
         if found is None:
+            if damaged := checkpoints(self.folder):
+                names = listed(path.name for path in damaged)
+                raise CheckpointError(f"{self.folder}: no checkpoint here is whole: {names}")
             return
         path, state = found
         if not self.resume:

@@ -7,24 +7,23 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .callbacks import Callback, lower_is_better, share
-from .checkpoint import atomic
+from .checkpoint import CheckpointError, atomic
 
 # %% auto #0
-__all__ = ['RunLog', 'as_json', 'ends_a_line', 'Log', 'read_log', 'rows_of', 'TensorBoard', 'sparkline', 'Run', 'write_json',
-           'read_run', 'find_runs', 'columns', 'runs_table', 'settings_of', 'compare_runs']
+__all__ = ['RunLog', 'as_json', 'ends_a_line', 'Log', 'read_log', 'rows_of', 'TensorBoard', 'sparkline', 'Run', 'span',
+           'write_json', 'read_run', 'find_runs', 'columns', 'runs_table', 'settings_of', 'compare_runs']
 
 # %% ../../nbs/15b_checkpoint.ipynb #a4f31cf0
 class RunLog(Callback):
     """Append what happens to `log.jsonl` in `folder`, one JSON object a line.
 
     A line for every epoch and, with `every`, for every so many steps. Lines are never changed: a
-    resumed run says so, and `read_log` leaves out what was done twice.
+    resumed run says so, and `read_log` leaves out what was done twice. Raises CheckpointError.
     """
 
     def __init__(self, folder: str | Path, every: int | None = None) -> None:
@@ -33,13 +32,17 @@ class RunLog(Callback):
     def write(self, event: str, row: Mapping[str, Any]) -> None:
         told = {"event": event, **row, "seconds": round(time.perf_counter() - self.start, 3)}
         line = json.dumps({k: as_json(v) for k, v in told.items()})
-        with self.path.open("ab") as file:
-            if file.tell() and not ends_a_line(self.path):
-                file.write(b"\n")  # the last line was cut off
-            file.write(line.encode() + b"\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                if file.tell() and not ends_a_line(self.path):
+                    file.write(b"\n")  # the last line was cut off
+                file.write(line.encode() + b"\n")
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise CheckpointError(f"{self.path}: can't be written: {why}") from error
 
     def on_fit_begin(self, trainer: Any) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.start = time.perf_counter()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         event = "resume" if trainer.steps else "begin"
@@ -85,16 +88,18 @@ class Log(NamedTuple):
 def read_log(path: str | Path) -> Log:
     """Read a log, with what was done twice counted once, and half lines left by a kill left out.
 
+    A run that still goes on, or was killed, has the status "no end".
+
     Raises ValueError for a file that is no log.
     """
     rows: list[dict[str, Any]] = []
-    seconds, status = [0.0], "running"
+    seconds, status = [0.0], "no end"
     for row in rows_of(Path(path)):
         event, step = row["event"], row.get("step", 0)
         if event in ("begin", "resume"):
             rows = [r for r in rows if r["step"] <= step] if event == "resume" else []
             seconds.append(0.0)
-        status = row["status"] if event == "end" else "running"
+        status = row["status"] if event == "end" else "no end"
         seconds[-1] = row.get("seconds", 0.0)
         if event in ("step", "epoch"):
             rows.append(row)
@@ -103,19 +108,23 @@ def read_log(path: str | Path) -> Log:
 
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    "The rows of a log, without a line that a kill cut off; raises ValueError for other trouble."
-    text = path.read_text(encoding="utf-8", errors="replace")
+    "The rows of a log, without lines that a kill spoilt; raises ValueError for other trouble."
+    text, seen, spoilt = path.read_text(encoding="utf-8", errors="replace"), False, ""
     for number, line in enumerate(text.splitlines(), 1):
+        trouble = f"{path}, line {number}: this is no line of a log: {line[:60]!r}"
         try:
             row = json.loads(line)
-            good = isinstance(row, dict) and isinstance(row.get("event"), str)
         except ValueError:
-            good = False
-            if line.startswith('{"event"') and not line.endswith("}"):
-                continue
-        if not good:
-            raise ValueError(f"{path}, line {number}: this is no line of a log: {line[:60]!r}")
+            spoilt = spoilt or trouble
+            continue
+        if not isinstance(row, dict) or not isinstance(row.get("event"), str):
+            raise ValueError(trouble)
+        if spoilt and row["event"] not in ("begin", "resume", "end"):
+            raise ValueError(spoilt)
+        seen, spoilt = True, ""
         yield row
+    if spoilt and not seen:
+        raise ValueError(spoilt)
 
 # %% ../../nbs/15b_checkpoint.ipynb #390419c9
 class TensorBoard(Callback):
@@ -166,11 +175,25 @@ class Run(NamedTuple):
     about: dict[str, Any]  # model, data, seed, settings, ..., and the results
     history: list[dict[str, Any]]
     seconds: float
-    status: str
+    status: str  # "unreadable" if `about` only has the `trouble`
+    quiet: float = 0.0  # seconds since the last line of a log without an end
+
+    @property
+    def how(self) -> str:
+        "The status in words."
+        return f"{self.status}, quiet for {span(self.quiet)}" if self.quiet else self.status
 
     def series(self, name: str) -> list[float]:
         "The values of one quantity over the epochs."
         return [row[name] for row in self.history if isinstance(row.get(name), float | int)]
+
+
+def span(seconds: float) -> str:
+    "A length of time in whole units: \"3 h\"."
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -187,20 +210,28 @@ def read_run(path: str | Path) -> Run:
         if not isinstance(about, dict) or "model" not in about:
             raise ValueError("it does not say which model")
         history, seconds, status = about.pop("history", []), about.get("seconds", 0.0), "finished"
+        quiet = 0.0
         if path.is_dir():
             _, history, seconds, status = read_log(path / "log.jsonl")
+            if status == "no end":
+                quiet = max(time.time() - (path / "log.jsonl").stat().st_mtime, 1e-3)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no run: {error}") from None
-    return Run(path.stem if path.is_file() else path.name, about, history, seconds, status)
+    name = path.stem if path.is_file() else path.name
+    return Run(name, about, history, seconds, status, quiet)
 
 
 def find_runs(folder: str | Path) -> list[Run]:
-    "All runs in a folder, by name; what is no run is passed over."
+    "All runs in a folder, by name; what is no run is passed over, but not a run that is damaged."
     found = []
     for path in sorted(Path(folder).glob("*")):
         if path.suffix == ".json" or path.is_dir():
-            with suppress(ValueError):
+            try:
                 found.append(read_run(path))
+            except ValueError as error:
+                if (path / "run.json").is_file():
+                    trouble = str(error).partition(" is no run: ")[2]
+                    found.append(Run(path.name, {"trouble": trouble}, [], 0.0, "unreadable"))
     return found
 
 # %% ../../nbs/15b_checkpoint.ipynb #b081a7f7
@@ -212,13 +243,13 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 def runs_table(runs: Sequence[Run]) -> str:
     "A line for each run: how far it came, its best validation loss, and the way there."
-    rows = [["run", "status", "epochs", "time", "test", "val_loss", "from epoch to epoch"]]
+    rows = [["run", "status", "epochs", "time", "test", "best val_loss", "from epoch to epoch"]]
     for run in runs:
         losses, test = run.series("val_loss"), run.about.get("test_accuracy")
         best = f"{min(losses):.4f}" if losses else ""
         shown = "" if test is None else f"{test:.2%}"
-        row = [run.name, run.status, str(len(run.history)), f"{run.seconds:.1f} s", shown, best]
-        rows.append([*row, sparkline(losses)])
+        row = [run.name, run.how, str(len(run.history)), f"{run.seconds:.1f} s", shown, best]
+        rows.append([*row, run.about.get("trouble", sparkline(losses))])
     return columns(rows)
 
 
@@ -229,18 +260,18 @@ def settings_of(run: Run) -> dict[str, Any]:
     return own | dict(run.about.get("settings", {}))
 
 
-def compare_runs(a: Run, b: Run) -> str:
-    "What was asked differently of two runs, and the best of each quantity that both have."
-    asked, rows = (settings_of(a), settings_of(b)), [["", a.name, b.name]]
-    for name in dict.fromkeys([*asked[0], *asked[1]]):
-        if asked[0].get(name) != asked[1].get(name):
+def compare_runs(*runs: Run) -> str:
+    "What was asked differently of some runs, and the best of each quantity that all have."
+    asked, rows = [settings_of(run) for run in runs], [["", *(run.name for run in runs)]]
+    for name in dict.fromkeys(name for settings in asked for name in settings):
+        if any(settings.get(name) != asked[0].get(name) for settings in asked):
             rows.append([name, *(str(settings.get(name, "")) for settings in asked)])
-    for name in a.history[-1] if a.history else ():
-        x, y = a.series(name), b.series(name)
-        if x and y and name not in ("epoch", "step", "lr", "seconds"):
+    for name in runs[0].history[-1] if runs[0].history else ():
+        series = [run.series(name) for run in runs]
+        if all(series) and name not in ("epoch", "step", "lr", "seconds"):
             best = min if lower_is_better(name) else max
-            rows.append([f"best {name}", f"{best(x):.4f}", f"{best(y):.4f}"])
+            rows.append([f"best {name}", *(f"{best(values):.4f}" for values in series)])
     for name, form in (("test_accuracy", ".2%"), ("steps", "")):
-        if name in a.about and name in b.about:
-            rows.append([name, format(a.about[name], form), format(b.about[name], form)])
-    return columns([*rows, ["seconds", f"{a.seconds:.1f}", f"{b.seconds:.1f}"]])
+        if all(name in run.about for run in runs):
+            rows.append([name, *(format(run.about[name], form) for run in runs)])
+    return columns([*rows, ["seconds", *(f"{run.seconds:.1f}" for run in runs)]])

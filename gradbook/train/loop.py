@@ -11,52 +11,104 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
-from itertools import chain, islice, repeat
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..nn import init
+from ..nn.losses import CrossEntropyLoss, NLLLoss, cross_entropy, nll_loss
 from ..nn.module import Module
 from ..optim.clip import clip_grad_norm_
-from ..tensor.core import ShapeError, Tensor, no_grad
+from ..tensor.backend import to_numpy
+from ..tensor.core import ShapeError, Tensor, as_tensor, no_grad
 from .callbacks import Callback, Progress
 from .metrics import Mean, Metric, Running
 
 # %% auto #0
-__all__ = ['evaluating', 'TrainingError', 'Task', 'Stepper', 'name_of', 'State', 'gentle_interrupt', 'groups', 'in_order_of',
-           'Trainer', 'LrCurve', 'find_lr']
+__all__ = ['keeping_modes', 'evaluating', 'TrainingError', 'check_batch', 'class_options', 'Task', 'Stepper', 'name_of',
+           'takes_a_metric', 'reduction_of', 'State', 'Moments', 'gentle_interrupt', 'groups', 'in_order_of', 'Batches',
+           'Epochs', 'Trainer', 'undoing', 'LrCurve', 'over_and_over', 'find_lr']
 
 # %% ../../nbs/15_train.ipynb #d5a9d3e3
 @contextmanager
-def evaluating(model: Module) -> Iterator[None]:
-    "The model in evaluation mode, and nothing recorded; afterwards each part is as it was."
+def keeping_modes(model: Module) -> Iterator[None]:
+    "Afterwards each part of the model is in the mode in which it was."
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    "The model in evaluation mode, and nothing recorded; afterwards each part is as it was."
+    with keeping_modes(model), no_grad():
+        model.eval()
+        yield
 
 # %% ../../nbs/15_train.ipynb #41508ccc
 class TrainingError(RuntimeError):
     "Training can't begin or go on; the message says where, and what to do."
 
 
+def check_batch(batch: Any, least: int) -> None:
+    "Raise TrainingError unless a batch is a tuple of at least so many tensors."
+    if isinstance(batch, tuple | list):
+        kinds = [type(x).__name__ for x in batch]
+        if len(batch) >= least and all(isinstance(x, Tensor) for x in batch):
+            return
+        found = f"({', '.join(kinds)})"
+    else:
+        found = f"a {type(batch).__name__}"
+    raise TrainingError(
+        f"this batch is {found}; a tuple of tensors is needed, the target last. For batches of "
+        "another kind, override `compute` and `weight`"
+    )
+
+
+def class_options(loss: Any) -> tuple[int, Any] | None:
+    "Which target a loss ignores, and its class weights; None if it is no mean over classes."
+    if isinstance(loss, CrossEntropyLoss | NLLLoss):
+        return loss.ignore_index, loss.weight
+    given = getattr(loss, "keywords", {})  # of a functools.partial
+    if getattr(loss, "func", loss) in (cross_entropy, nll_loss):
+        return given.get("ignore_index", -100), given.get("weight")
+    return None
+
+
 class Task:
     """A model and its loss: the answer to a batch, and an honest mark.
 
-    A batch is a tuple of tensors, the target last. Override `compute` for batches of another kind.
+    A batch is a tuple of tensors, the target last. Override `compute` for batches of another kind,
+    and `weight`, too, if they are no tuples. Raises TrainingError.
     """
 
     def __init__(self, model: Module, loss: Callable[[Any, Any], Tensor]) -> None:
         self.model, self.loss = model, loss
         self.parameters = list(model.parameters())
 
+    def weight(self, batch: Sequence[Tensor]) -> float:
+        """How much the loss of a batch counts beside that of others: its number of examples.
+
+        With `cross_entropy` and `nll_loss`, the number of targets that are not ignored, or the sum
+        of their class weights. Override it for a loss that is a mean over something else.
+        """
+        check_batch(batch, 1)
+        target, options = batch[-1], class_options(self.loss)
+        if options is None or target.dtype.kind not in "iu":
+            return len(target) if target.ndim else 1
+        classes, (ignored, weights) = to_numpy(target.data), options
+        classes = classes[classes != ignored]
+        if weights is None:
+            return int(classes.size)
+        return float(to_numpy(as_tensor(weights).data).take(classes, mode="clip").sum())
+
     def compute(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         "The model's output, the target, and the loss: one number. Raises ShapeError."
+        check_batch(batch, 2)
         place = self.parameters[0].device
         *inputs, target = (x.to(place) for x in batch)
         output = self.model(*inputs)
@@ -77,9 +129,9 @@ class Task:
         with evaluating(self.model):
             for batch in loader:
                 output, target, loss = self.compute(batch)
-                running.update(output, target, float(loss))
+                running.update(output, target, float(loss), self.weight(batch))
         if not running.loss.weight:
-            raise TrainingError("evaluate: the loader gave no batch")
+            raise TrainingError("evaluate: the loader gave no batch, or none that counts")
         return running.compute(prefix)
 
     def predict(self, loader: Iterable[Sequence[Tensor]]) -> np.ndarray[Any, Any]:
@@ -111,34 +163,57 @@ class Stepper(Task):
     def update(self, batches: Sequence[Sequence[Tensor]], running: Running | None = None) -> float:
         "One step for all `batches`, as if they were one; returns their mean loss."
         self.optimizer.zero_grad()
-        total, mean = sum(len(batch[-1]) for batch in batches), Mean()
-        for batch in batches:
+        weights, mean = [self.weight(batch) for batch in batches], Mean()
+        if not (total := sum(weights)):
+            raise TrainingError(f"step {self.steps + 1}: no target counts: all are ignored")
+        for batch, weight in zip(batches, weights):
+            if not weight:
+                continue
             output, target, loss = self.compute(batch)
             value = self.finite(float(loss))
-            mean.update(value, len(target))
-            (loss if len(batches) == 1 else loss * (len(target) / total)).backward()
+            mean.update(value, weight)
+            (loss if len(batches) == 1 else loss * (weight / total)).backward()
             if running is not None:
-                running.update(output, target, value)
+                running.update(output, target, value, weight)
         if self.clip_norm is not None:
-            clip_grad_norm_(self.parameters, self.clip_norm)
+            norm = clip_grad_norm_(self.parameters, self.clip_norm)
+            self.finite(norm, "norm of the gradient")
         self.optimizer.step()
         self.steps += 1
         return mean.compute()
 
-    def finite(self, loss: float) -> float:
-        "The loss itself, if one can go on with it."
-        if math.isfinite(loss):
-            return loss
+    def finite(self, value: float, what: str = "loss") -> float:
+        "The value itself, if one can go on with it."
+        if math.isfinite(value):
+            return value
+        for name, p in self.model.named_parameters():
+            if not np.isfinite(to_numpy(p.data)).all():
+                raise TrainingError(
+                    f"step {self.steps + 1}: the {what} is {value}, and {name} has such numbers "
+                    "already: a gradient before had. Go back to an earlier state; with clip_norm, "
+                    "1.0 say, the gradient is looked at before the step"
+                )
         raise TrainingError(
-            f"step {self.steps + 1}: the loss is {loss}; the weights are as they were before it. "
-            "Do this step again inside `with gb.detect_anomaly():` to see which operation began "
-            f"it. Often a smaller learning rate (now {self.lr:g}) helps, or clip_norm=1.0"
+            f"step {self.steps + 1}: the {what} is {value}; the weights are as they were before "
+            "it. Do this step again inside `with gb.detect_anomaly():` to see which operation "
+            f"began it. Often a smaller learning rate (now {self.lr:g}) helps, or clip_norm=1.0"
         )
 
 # %% ../../nbs/15_train.ipynb #e69144d9
 def name_of(x: Any) -> str:
     "The name of a function, or of an object's class."
     return str(getattr(x, "__name__", type(x).__name__))
+
+
+def takes_a_metric(scheduler: Any) -> bool:
+    "Whether a schedule wants to know how well it goes."
+    return scheduler is not None and "metrics" in signature(scheduler.step).parameters
+
+
+def reduction_of(loss: Any) -> str:
+    "How a loss sums up its batch, if it says so."
+    given = getattr(loss, "keywords", {})  # of a functools.partial
+    return str(getattr(loss, "reduction", given.get("reduction", "mean")))
 
 
 class State(Stepper):
@@ -153,6 +228,10 @@ class State(Stepper):
         super().__init__(model, loss, optimizer, clip_norm)
         if schedule not in ("step", "epoch") or accumulate < 1:
             raise ValueError(f"schedule {schedule!r}: step or epoch; accumulate {accumulate}: >= 1")
+        if schedule == "step" and takes_a_metric(scheduler):
+            raise ValueError(f"{name_of(scheduler)} takes a metric: it needs schedule='epoch'")
+        if accumulate > 1 and reduction_of(loss) == "sum":
+            raise ValueError(f"accumulate {accumulate}: the loss must be a mean, and is a sum")
         if progress and not any(isinstance(c, Progress) for c in callbacks):
             callbacks = [Progress(), *callbacks]
         self.callbacks = sorted(callbacks, key=lambda c: c.outermost)
@@ -172,7 +251,7 @@ class State(Stepper):
         return {name: part for name, part in named.items() if hasattr(part, "state_dict")}
 
     def state_dict(self) -> dict[str, Any]:
-        "All that the next step depends on: numbers, strings and tensors, in dicts and lists."
+        "All that the next step depends on: numbers, strings, arrays, tensors; dicts and lists."
         own = ("epoch", "steps", "stop_reason")
         return {
             **{name: part.state_dict() for name, part in self.parts().items()},
@@ -188,6 +267,30 @@ class State(Stepper):
         self.epoch, self.steps = state["epoch"], state["steps"]
         self.stop_reason, self.history = state["stop_reason"], [dict(r) for r in state["history"]]
         init.set_rng_state(tuple(state["random"]))
+
+# %% ../../nbs/15_train.ipynb #044f8ea9
+class Moments(State):
+    "A state whose callbacks are told what happens, and may ask for the end."
+
+    status = "new"  # then "running", and in the end "finished", "interrupted" or "failed"
+
+    def call(self, moment: str) -> None:
+        "Tell all callbacks; at the beginning the last one first, as parentheses nest."
+        for callback in reversed(self.callbacks) if moment == "on_fit_begin" else self.callbacks:
+            getattr(callback, moment)(self)
+
+    def stop(self, reason: str) -> None:
+        "End the run after the step that is being made."
+        self.stop_reason = self.stop_reason or reason
+
+    def interrupt(self) -> None:
+        "End the run after this step, to go on another time."
+        self.status = "interrupted"
+
+    @property
+    def ending(self) -> bool:
+        "Whether the step that is being made is the last one."
+        return bool(self.stop_reason) or self.status == "interrupted"
 
 # %% ../../nbs/15_train.ipynb #48493d7d
 @contextmanager
@@ -208,7 +311,7 @@ def gentle_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
 
-# %% ../../nbs/15_train.ipynb #a7002a99
+# %% ../../nbs/15_train.ipynb #a541f7c0
 def groups(loader: Iterable[Any], size: int) -> Iterator[list[Any]]:
     "The batches in lists of `size`; the last list may be shorter."
     batches = iter(loader)
@@ -223,18 +326,77 @@ def in_order_of(epoch: int, loader: Any) -> Any:
     return loader
 
 
-class Trainer(State):
+class Batches(Moments):
+    "A run that knows which batches of its epoch are still to come."
+
+    def batches_left(self) -> Any:
+        "The batches of this epoch that are still to come: all of them, unless it was begun."
+        loader = self.train_loader
+        if not self.running.loss.weight:
+            return in_order_of(self.epoch, loader)
+        if not hasattr(loader, "state_dict"):
+            raise TrainingError(
+                f"epoch {self.epoch + 1} was begun, and this loader can't say where it was: it has "
+                "no state_dict. Use a DataLoader, or trainer.running.reset() to begin it again"
+            )
+        if loader.epoch > self.epoch:  # only the validation is left
+            return ()
+        loader.load_state_dict(loader.state_dict())
+        return loader
+
+    def steps_per_epoch(self) -> int | None:
+        "How many steps an epoch has, if the loader knows its length."
+        length = getattr(self.train_loader, "__len__", lambda: None)()
+        return None if length is None else math.ceil(length / self.accumulate)
+
+# %% ../../nbs/15_train.ipynb #dad6e6f5
+class Epochs(Batches):
+    "A run that can make an epoch."
+
+    last_loss = math.nan
+    val_loader: Any = None
+
+    def run_epoch(self) -> None:
+        "The steps of an epoch, or what is left of it; then validation and a row of history."
+        self.call("on_epoch_begin")
+        for batches in groups(self.batches_left(), self.accumulate):
+            self.last_loss = self.update(batches, self.running)
+            if self.scheduler is not None and self.schedule == "step":
+                self.scheduler.step()
+            self.call("on_step_end")
+            if self.ending:
+                return
+        self.end_epoch()
+
+    def end_epoch(self) -> None:
+        "Validate, and write the row."
+        if not self.running.loss.weight:
+            raise TrainingError("fit: the loader gave no batch")
+        row = {"epoch": self.epoch + 1, "step": self.steps, "lr": self.lr}
+        row |= self.running.compute()
+        if self.val_loader is not None:
+            same_order = in_order_of(0, self.val_loader)  # for the same sum, to the last bit
+            row |= self.evaluate(same_order, self.metrics, "val_")
+        self.epoch += 1
+        self.history.append(row)
+        self.running.reset()
+        if self.scheduler is not None and self.schedule == "epoch":
+            if takes_a_metric(self.scheduler):
+                self.scheduler.step(row.get("val_loss", row["loss"]))
+            else:
+                self.scheduler.step()
+        self.call("on_epoch_end")
+
+# %% ../../nbs/15_train.ipynb #6e455a94
+class Trainer(Epochs):
     """A training run: epochs of steps, validation, callbacks, and a state to go on from.
 
     `metrics` are measured in training and in validation. `accumulate` batches make one step, as if
-    they were one. `scheduler` takes a step with the optimiser or, with `schedule="epoch"`, after
-    an epoch. Ctrl-C ends the run after the step that is being made.
+    they were one (see `Task.weight`). `scheduler` takes a step with the optimiser or, with
+    `schedule="epoch"`, after an epoch. Ctrl-C ends the run after the step that is being made.
     """
 
     goal = 0  # how many epochs there should be in the end
-    status = "new"  # then "running", and in the end "finished", "interrupted" or "failed"
-    last_loss = math.nan
-    val_loader: Any = None
 
     def fit(
         self, train_loader: Any, val_loader: Any = None, epochs: int = 1
@@ -260,73 +422,6 @@ class Trainer(State):
             raise KeyboardInterrupt(f"training ended after step {self.steps}")
         return self.history
 
-    def run_epoch(self) -> None:
-        "The steps of an epoch, or what is left of it; then validation and a row of history."
-        self.call("on_epoch_begin")
-        for batches in groups(self.batches_left(), self.accumulate):
-            self.last_loss = self.update(batches, self.running)
-            if self.scheduler is not None and self.schedule == "step":
-                self.scheduler.step()
-            self.call("on_step_end")
-            if self.ending:
-                return
-        self.end_epoch()
-
-    def batches_left(self) -> Any:
-        "The batches of this epoch that are still to come: all of them, unless it was begun."
-        loader = self.train_loader
-        if not self.running.loss.weight:
-            return in_order_of(self.epoch, loader)
-        if not hasattr(loader, "state_dict"):
-            raise TrainingError(
-                f"epoch {self.epoch + 1} was begun, and this loader can't say where it was: it has "
-                "no state_dict. Use a DataLoader, or trainer.running.reset() to begin it again"
-            )
-        if loader.epoch > self.epoch:  # only the validation is left
-            return ()
-        loader.load_state_dict(loader.state_dict())
-        return loader
-
-    def end_epoch(self) -> None:
-        "Validate, and write the row."
-        if not self.running.loss.weight:
-            raise TrainingError("fit: the loader gave no batch")
-        row = {"epoch": self.epoch + 1, "step": self.steps, "lr": self.lr}
-        row |= self.running.compute()
-        if self.val_loader is not None:
-            same_order = in_order_of(0, self.val_loader)  # for the same sum, to the last bit
-            row |= self.evaluate(same_order, self.metrics, "val_")
-        self.epoch += 1
-        self.history.append(row)
-        self.running.reset()
-        if self.scheduler is not None and self.schedule == "epoch":
-            plateau = "metrics" in signature(self.scheduler.step).parameters
-            self.scheduler.step(*[row.get("val_loss", row["loss"])] * plateau)
-        self.call("on_epoch_end")
-
-    def call(self, moment: str) -> None:
-        "Tell all callbacks; at the beginning the last one first, as parentheses nest."
-        for callback in reversed(self.callbacks) if moment == "on_fit_begin" else self.callbacks:
-            getattr(callback, moment)(self)
-
-    def stop(self, reason: str) -> None:
-        "End the run after the step that is being made."
-        self.stop_reason = self.stop_reason or reason
-
-    def interrupt(self) -> None:
-        "End the run after this step, to go on another time."
-        self.status = "interrupted"
-
-    @property
-    def ending(self) -> bool:
-        "Whether the step that is being made is the last one."
-        return bool(self.stop_reason) or self.status == "interrupted"
-
-    def steps_per_epoch(self) -> int | None:
-        "How many steps an epoch has, if the loader knows its length."
-        length = getattr(self.train_loader, "__len__", lambda: None)()
-        return None if length is None else math.ceil(length / self.accumulate)
-
     def settings(self) -> dict[str, Any]:
         "What a run that goes on later must have in common with this one."
         loader = self.train_loader
@@ -341,13 +436,39 @@ class Trainer(State):
             "callbacks": [name_of(c) for c in self.callbacks if c.state_dict()],
         }  # fmt: skip
 
-# %% ../../nbs/15_train.ipynb #5a9a664a
+# %% ../../nbs/15_train.ipynb #6628ff5a
+@contextmanager
+def undoing(trainer: Trainer, loader: Any) -> Iterator[None]:
+    "Whatever is done to the trainer, with this loader, is undone in the end."
+    held, trainer.train_loader = trainer.train_loader, loader
+    before = trainer.state_dict()
+    try:
+        with keeping_modes(trainer.model):
+            yield
+    finally:
+        trainer.load_state_dict(before)
+        trainer.train_loader = held
+
+# %% ../../nbs/15_train.ipynb #cdede4bc
 class LrCurve(NamedTuple):
     "Smoothed losses over growing learning rates; the suggestion is a tenth of the lowest point's."
 
     lrs: list[float]
     losses: list[float]
     suggestion: float
+
+
+def over_and_over(loader: Iterable[Any]) -> Iterator[Any]:
+    "The batches of a loader, again and again. Raises TrainingError if it can't begin again."
+    given = 0
+    while True:
+        before = given
+        for batch in loader:
+            given += 1
+            yield batch
+        if given == before:
+            hint = "a list or a DataLoader begins again"
+            raise TrainingError(f"the loader gave {given} batches, and then none; {hint}")
 
 
 def find_lr(
@@ -360,26 +481,25 @@ def find_lr(
     if not (0 < low < high and steps > 2):
         given = f"low {low}, high {high}, steps {steps}"
         raise ValueError(f"find_lr: {given}: need 0 < low < high, and steps > 2")
-    trainer.train_loader = loader
-    before, mean = trainer.state_dict(), 0.0
+    mean = 0.0
     lrs: list[float] = []
     losses: list[float] = []
-    try:
+    with undoing(trainer, loader):
         trainer.model.train()
-        for k, batch in zip(range(steps), chain.from_iterable(repeat(loader))):
+        for k, batch in zip(range(steps), over_and_over(loader)):
             lrs.append(low * (high / low) ** (k / (steps - 1)))
             for group in trainer.optimizer.param_groups:
                 group["lr"] = lrs[-1]
-            mean = 0.9 * mean + 0.1 * trainer.update([batch])
+            try:
+                mean = 0.9 * mean + 0.1 * trainer.update([batch])
+            except TrainingError:  # the loss is no number any more: far enough
+                lrs.pop()
+                if not losses:
+                    raise
+                break
             losses.append(mean / (1 - 0.9 ** (k + 1)))
             if losses[-1] > 4 * min(losses):
                 break
-    except TrainingError:
-        lrs.pop()  # the loss is no number any more: far enough
-        if not losses:
-            raise
-    finally:
-        trainer.load_state_dict(before)
     smooth = min(10, len(losses) - 1)  # before that, the mean is of a few batches only
     lowest = smooth + int(np.argmin(losses[smooth:]))
     return LrCurve(lrs, losses, lrs[lowest] / 10)

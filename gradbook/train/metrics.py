@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ class Mean:
     "A running mean in which each value counts as often as its weight says."
 
     def __init__(self) -> None:
-        self.total, self.weight = 0.0, 0
+        self.total: float = 0.0
+        self.weight: float = 0
 
-    def update(self, value: float, weight: int = 1) -> None:
-        self.total += value * weight
-        self.weight += weight
+    def update(self, value: float, weight: float = 1) -> None:
+        if weight:  # what doesn't count may be NaN
+            self.total += value * weight
+            self.weight += weight
 
     def compute(self) -> float:
         return self.total / self.weight if self.weight else float("nan")
@@ -125,8 +128,11 @@ class Running:
         for metric in self.metrics:
             metric.reset()
 
-    def update(self, output: Tensor, target: Tensor, loss: float) -> None:
-        self.loss.update(loss, len(target))
+    def update(
+        self, output: Tensor, target: Tensor, loss: float, weight: float | None = None
+    ) -> None:
+        "Take a batch into account; its loss counts `weight` times, or once for each example."
+        self.loss.update(loss, len(target) if weight is None else weight)
         for metric in self.metrics:
             metric.update(output, target)
 
@@ -135,8 +141,9 @@ class Running:
         return {prefix + name: value for name, value in found.items()}
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [dict(vars(part)) for part in (self.loss, *self.metrics)]
+        "A note of everything so far, which later updates don't change."
+        return [deepcopy(vars(part)) for part in (self.loss, *self.metrics)]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
         for part, values in zip((self.loss, *self.metrics), state, strict=True):
-            vars(part).update(values)
+            vars(part).update(deepcopy(dict(values)))

@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..data import datasets
 from ..data.datasets import ArrayDataset
 from ..data.loader import DataLoader
@@ -33,7 +35,7 @@ __all__ = ['PROFILES', 'SMALL', 'IMAGES', 'ImageSettings', 'MLPSettings', 'recom
 # %% ../../nbs/15b_checkpoint.ipynb #5b165da4
 @dataclass(frozen=True)
 class ImageSettings:
-    "What the result of a run on images depends on, whatever the network."
+    "What one may choose for a run on images, whatever the network."
 
     data: str = "mnist"
     epochs: int = 5
@@ -47,7 +49,7 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class MLPSettings(ImageSettings):
-    "Everything that the result of a run depends on."
+    "What one may choose for a run."
 
     hidden: tuple[int, ...] = (256, 128)
 
@@ -80,7 +82,7 @@ def image_data(settings: ImageSettings) -> tuple[ArrayDataset, ArrayDataset, Arr
     first, last = zip(*((a[:count], a[count:]) for a in train.arrays))
     return ArrayDataset(*first), ArrayDataset(*last), test
 
-# %% ../../nbs/15b_checkpoint.ipynb #4b399391
+# %% ../../nbs/15b_checkpoint.ipynb #b488e58f
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> Sequential:
     "Linear layers with ReLU between them, for flattened images."
     sizes = [inputs, *hidden]
@@ -125,7 +127,8 @@ def train_images(
     record |= {**(about or {}), "settings": asdict(settings)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "run.json", record)
-    history = trainer.fit(loaders[0], loaders[1], epochs=settings.epochs)
+    with np.errstate(all="ignore"):  # the Trainer says it once if numbers overflow
+        history = trainer.fit(loaders[0], loaders[1], epochs=settings.epochs)
     mark = trainer.evaluate(loaders[2], [Accuracy()])
     record |= {
         "steps": trainer.steps, "seconds": read_log(folder / "log.jsonl").seconds,
