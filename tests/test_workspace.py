@@ -489,13 +489,23 @@ trainer = gb.train.Trainer(model, nn.CrossEntropyLoss(), optim.AdamW(model.param
 trainer.fit(gb.data.DataLoader(data, batch_size=16, shuffle=True), epochs=2)
 print("found", *(round(float(p.data.sum()), 4) for p in model.parameters()))
 """
+MODELS = """
+from gradbook.models.lenet import LeNet5
+from gradbook.nn.conv import Conv1d, ConvTranspose2d
+from gradbook.nn.pool import AdaptiveMaxPool2d, AvgPool2d
+x, model = gb.random.uniform(gb.random.key(0), (4, 1, 28, 28)), LeNet5(key=0)
+y = ConvTranspose2d(1, 2, 2, stride=2, key=1)(AvgPool2d(2)(gb.Tensor(x)))
+(model(x).sum() + AdaptiveMaxPool2d(3)(y).sum() + Conv1d(28, 2, 3, key=2)(x[:, 0]).sum()).backward()
+slopes = gb.vmap(gb.grad(lambda x: (model(x[None]) ** 2).sum()))(gb.Tensor(x))
+print("found", slopes.shape, *(round(float(p.grad.data.sum()), 3) for p in model.parameters()))
+"""
 
 
 @pytest.mark.parametrize("step", [0, 2, 1], ids=["stubs only", "every second", "all written"])
 @pytest.mark.parametrize(
     ("chapters", "program"),
-    [(PART_TWO, ARRAYS), (PART_THREE, NETWORKS)],
-    ids=["arrays", "networks"],
+    [(PART_TWO, ARRAYS), (PART_THREE, NETWORKS), (PART_FOUR, MODELS)],
+    ids=["arrays", "networks", "models"],
 )
 def test_a_part_works_at_every_stage_of_a_rebuild(
     course: Path, chapters: list[str], program: str, step: int

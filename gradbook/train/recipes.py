@@ -3,7 +3,7 @@
 # %% ../../nbs/15b_checkpoint.ipynb #147b3284
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from ..data import datasets
 from ..data.datasets import ArrayDataset
 from ..data.loader import DataLoader
-from ..data.transforms import Normalise
+from ..data.transforms import Compose, Normalise, Transform
 from ..nn import init
 from ..nn.activations import ReLU
 from ..nn.linear import Flatten, Linear
@@ -29,15 +29,15 @@ from .loop import Trainer
 from .metrics import Accuracy
 
 # %% auto #0
-__all__ = ['PROFILES', 'SMALL', 'IMAGES', 'MLPSettings', 'recommended', 'in_package', 'image_data', 'mlp', 'train_mlp']
+__all__ = ['PROFILES', 'SMALL', 'IMAGES', 'ImageSettings', 'MLPSettings', 'recommended', 'in_package', 'image_data', 'mlp',
+           'train_images', 'train_mlp']
 
 # %% ../../nbs/15b_checkpoint.ipynb #5b165da4
 @dataclass(frozen=True)
-class MLPSettings:
-    "What one may choose for a run."
+class ImageSettings:
+    "What one may choose for a run on images, whatever the network."
 
     data: str = "mnist"
-    hidden: tuple[int, ...] = (256, 128)
     epochs: int = 5
     lr: float = 2e-3
     batch_size: int = 128
@@ -45,6 +45,13 @@ class MLPSettings:
     held_back: float = 0.1  # of the training images, to validate with
     part: bool = True  # take what comes with the package, even if all of it is here
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class MLPSettings(ImageSettings):
+    "What one may choose for a run."
+
+    hidden: tuple[int, ...] = (256, 128)
 
 
 PROFILES: dict[str, dict[str, Any]] = {
@@ -65,7 +72,7 @@ def in_package(data: str) -> bool:
     return data in datasets.SOURCES and bool(datasets.SOURCES[data].subset)
 
 
-def image_data(settings: MLPSettings) -> tuple[ArrayDataset, ArrayDataset, ArrayDataset]:
+def image_data(settings: ImageSettings) -> tuple[ArrayDataset, ArrayDataset, ArrayDataset]:
     "Training images, those that are held back (the last ones), and test images, with labels."
     if settings.data not in IMAGES:
         raise ValueError(f"there are no images {settings.data!r}; there are: {', '.join(IMAGES)}")
@@ -75,7 +82,7 @@ def image_data(settings: MLPSettings) -> tuple[ArrayDataset, ArrayDataset, Array
     first, last = zip(*((a[:count], a[count:]) for a in train.arrays))
     return ArrayDataset(*first), ArrayDataset(*last), test
 
-# %% ../../nbs/15b_checkpoint.ipynb #97ab4ce5
+# %% ../../nbs/15b_checkpoint.ipynb #b488e58f
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> Sequential:
     "Linear layers with ReLU between them, for flattened images."
     sizes = [inputs, *hidden]
@@ -85,24 +92,27 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> Sequential:
     return Sequential(*layers, Linear(sizes[-1], outputs))
 
 
-def train_mlp(
-    settings: MLPSettings, folder: str | Path, *, resume: bool = False,
+def train_images(
+    name: str, build: Callable[[], Module], settings: ImageSettings,
+    data: Sequence[ArrayDataset], folder: str | Path, *,
+    prepare: Sequence[Transform] = (), augment: Sequence[Transform] = (), resume: bool = False,
     callbacks: Sequence[Callback] = (), about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train, keep log, checkpoints and `run.json` in `folder`, test; returns the record of the run.
+    """Train what `build` makes on the first part of `data`, validate with the second, test.
 
-    With `resume` a run that was begun there goes on. Raises CheckpointError, TrainingError.
+    Log, checkpoints and `run.json` are kept in `folder`; returns the record of the run. `augment`
+    is for training images only, `prepare` for all. With `resume` a run that was begun there goes
+    on. Raises CheckpointError, TrainingError.
     """
     folder, n = Path(folder), settings.batch_size
-    train, held_back, test = image_data(settings)
-    scale = Normalise.of(train.arrays[0])
+    train, held_back, test = data
+    fixed = Compose(*prepare)
     loaders = [
-        DataLoader(train, n, shuffle=True, seed=settings.seed, transform=scale),
-        *(DataLoader(part, 500, transform=scale) for part in (held_back, test)),
+        DataLoader(train, n, shuffle=True, seed=settings.seed, transform=Compose(*augment, fixed)),
+        *(DataLoader(part, 500, transform=fixed) for part in (held_back, test)),
     ]
     init.manual_seed(settings.seed)
-    sizes = (train.arrays[0][0].size, settings.hidden, int(train.arrays[1].max()) + 1)
-    model = mlp(*sizes)
+    model = build()
     optimizer = AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     steps = settings.epochs * len(loaders[0])
     trainer = Trainer(
@@ -113,8 +123,7 @@ def train_mlp(
             Checkpoint(folder / "checkpoints", resume=resume, settings=asdict(settings)),
         ],
     )  # fmt: skip
-    layers = "-".join(map(str, (sizes[0], *sizes[1], sizes[2])))
-    record = {"model": f"MLP {layers}", "data": settings.data, "seed": settings.seed}
+    record = {"model": name, "data": settings.data, "seed": settings.seed}
     record |= {**(about or {}), "settings": asdict(settings)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "run.json", record)
@@ -128,3 +137,21 @@ def train_mlp(
     }  # fmt: skip
     write_json(folder / "run.json", record)
     return record
+
+# %% ../../nbs/15b_checkpoint.ipynb #e849b700
+def train_mlp(
+    settings: MLPSettings, folder: str | Path, *, resume: bool = False,
+    callbacks: Sequence[Callback] = (), about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train, keep log, checkpoints and `run.json` in `folder`, test; returns the record of the run.
+
+    With `resume` a run that was begun there goes on. Raises CheckpointError, TrainingError.
+    """
+    data = image_data(settings)
+    images, labels = data[0].arrays
+    sizes = (images[0].size, settings.hidden, int(labels.max()) + 1)
+    layers = "-".join(map(str, (sizes[0], *sizes[1], sizes[2])))
+    return train_images(
+        f"MLP {layers}", lambda: mlp(*sizes), settings, data, folder,
+        prepare=[Normalise.of(images)], resume=resume, callbacks=callbacks, about=about,
+    )  # fmt: skip
