@@ -28,7 +28,7 @@ __all__ = ['THREAD_VARIABLES', 'REST', 'Runner', 'BENCHMARKS', 'Race', 'duration
            'compare', 'measure', 'MissingExtra', 'Row', 'rows_of', 'commit', 'Report', 'Benchmark', 'benchmark',
            'moons_training', 'moons_race', 'micrograd_race', 'peer', 'torch_alike', 'report_of', 'mean_ratio', 'chain',
            'chain_race', 'eager_race', 'there_and_back', 'large_race', 'arrays_race', 'random_race', 'adamw_race',
-           'mlp_steps', 'mlp_race', 'optimizer_race', 'mean_accuracy']
+           'mlp_steps', 'mlp_race', 'lenet_steps', 'lenet_race', 'optimizer_race', 'mean_accuracy']
 
 # %% ../nbs/92_bench.ipynb #16493ab7
 def duration(seconds: float) -> str:
@@ -665,6 +665,61 @@ def mlp_race(repeat: int = 20) -> Report:
     ratio = rows_of("training step", times)[1].ratio
     summary = f"gradbook takes {ratio:.2f} times as long as PyTorch"
     return report_of("mlp", {"training step": times}, ("torch",), summary, parameters=235_146)
+
+# %% ../nbs/92_bench.ipynb #56a4625d
+def lenet_steps() -> tuple[Callable[[], float], Callable[[], float]]:
+    "A training step of gradbook's and of PyTorch's LeNet-5, batch 128; each returns its loss."
+    import numpy as np
+
+    from gradbook.models.lenet import LeNet5
+    from gradbook.nn.losses import cross_entropy
+    from gradbook.optim.adam import AdamW
+    from gradbook.tensor.core import Tensor
+
+    torch, rng, ours = torch_alike(), np.random.default_rng(0), LeNet5(key=0)
+    nn = torch.nn
+    theirs = nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
+        nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+    with torch.no_grad():
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            q.copy_(torch.tensor(p.data))
+    x, y = rng.random((128, 1, 28, 28), dtype=np.float32), rng.integers(0, 10, 128)
+    mine, other = (Tensor(x), Tensor(y)), (torch.tensor(x), torch.tensor(y))
+    one = AdamW(ours.parameters(), lr=1e-3)
+    two = torch.optim.AdamW(theirs.parameters(), lr=1e-3)
+
+    def gradbook_step() -> float:
+        one.zero_grad()
+        loss = cross_entropy(ours(mine[0]), mine[1])
+        loss.backward()
+        one.step()
+        return float(loss)
+
+    def torch_step() -> float:
+        two.zero_grad()
+        loss = nn.functional.cross_entropy(theirs(other[0]), other[1])
+        loss.backward()
+        two.step()
+        return float(loss.item())
+
+    return gradbook_step, torch_step
+
+
+@benchmark("lenet", "a training step of LeNet-5, batch 128, AdamW")
+def lenet_race(repeat: int = 20) -> Report:
+    "gradbook and PyTorch: zero_grad, forward, cross-entropy, backward, step; raises MissingExtra."
+    ours, theirs = lenet_steps()
+    apart = max(abs(ours() - theirs()) for _ in range(5))
+    if not apart < 1e-4:
+        raise ValueError(f"lenet: the losses of gradbook and PyTorch are {apart:.1g} apart")
+    times = compare(repeat=repeat, collector=True, gradbook=ours, torch=theirs)
+    one, two = (128 / row.median_s for row in rows_of("training step", times))
+    summary = f"{one:,.0f} images a second, {one / two:.2f} times PyTorch's {two:,.0f}"
+    facts = {"batch": 128, "parameters": 61_706}
+    return report_of("lenet", {"training step": times}, ("torch",), summary, **facts)
 
 # %% ../nbs/92_bench.ipynb #ffbb686c
 @benchmark("optim", "six optimisers on MNIST: three seeds, equal steps and equal time")

@@ -248,6 +248,22 @@ def test_train_mlp_ends_with_one_object(capsys, tmp_path):
     assert pair[0]["test_loss"] == pair[1]["test_loss"]
 
 
+def test_train_lenet_is_a_run_like_others(capsys):
+    short = ["train", "lenet", "--epochs", "1", "--batch-size", "500"]
+    assert cli.main([*short, "--json"]) == 0
+    record = json.loads(capsys.readouterr()[0])
+    assert record["model"] == "LeNet-5" and record["run"] == "runs/lenet-mnist-quick-seed0"
+    assert "--hidden" not in record["command"] and record["settings"]["shift"] == 1
+    for words, message in (
+        (["--hidden", "16"], "train lenet has no --hidden"),
+        (["--data", "digits"], "no set of images 'digits'"),
+    ):
+        assert cli.main([*short, *words]) == 1
+        assert message in capsys.readouterr().err
+    assert cli.main(["train", "mlp", "--resume", record["run"]]) == 1
+    assert "is no record of train mlp" in capsys.readouterr().err
+
+
 def test_a_run_goes_on_and_refuses_another_setting(capsys):
     assert cli.main(SHORT) == 0
     first = json.loads(Path("runs/mlp-digits-quick-seed0/run.json").read_text())

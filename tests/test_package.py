@@ -22,7 +22,8 @@ LINALG = """
 RANDOM = "bernoulli bits choice fold_in integers key normal permutation split uniform"
 PACKAGES = ["gradbook", "gradbook.course"]
 PACKAGES += [
-    f"gradbook.{name}" for name in ("scalar", "tensor", "nn", "data", "optim", "train", "text")
+    f"gradbook.{name}"
+    for name in ("scalar", "tensor", "nn", "data", "optim", "train", "text", "models")
 ]
 
 
