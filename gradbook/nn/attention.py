@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial, reduce
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,10 +23,10 @@ from gradbook.tensor.core import (
     GraphError,
     Primitive,
     Tensor,
-    add,
     as_tensor,
     exp,
     floats,
+    gradients,
     matmul,
     permute_dims,
     primitive,
@@ -53,11 +53,11 @@ from gradbook.tensor.transforms import (
 )
 
 # %% auto #0
-__all__ = ['LOW', 'BLOCK', 'sizes', 'looks', 'AttentionError', 'causal_mask', 'padding_mask', 'allowed', 'attention_weights',
-           'check_sizes', 'as_mask', 'blocks', 'scores_of', 'tiles', 'attend', 'folded', 'attend_back', 'weights_again',
-           'pulled', 'pushed', 'by_queries', 'attend_vjp', 'attend_jvp', 'back_vjp', 'back_jvp', 'batched_attention',
-           'scaled_dot_product_attention', 'grouped', 'rotary', 'KVCache', 'MultiHeadAttention', 'LeakError',
-           'influence', 'slopes', 'check_causal']
+__all__ = ['LOW', 'BLOCK', 'AttentionError', 'causal_mask', 'padding_mask', 'allowed', 'attention_weights', 'check_sizes',
+           'as_mask', 'blocks', 'scores_of', 'tiles', 'attend', 'folded', 'attend_back', 'weights_again', 'pulled',
+           'pushed', 'by_queries', 'attend_vjp', 'attend_jvp', 'back_vjp', 'back_jvp', 'batched_attention',
+           'scaled_dot_product_attention', 'grouped', 'rotary', 'KVCache', 'Heads', 'MultiHeadAttention', 'LeakError',
+           'influence', 'check_causal']
 
 # %% ../../nbs/21_attention.ipynb #1e124506
 class AttentionError(ValueError):
@@ -80,7 +80,7 @@ def padding_mask(lengths: Any, n: int) -> Tensor:
 # %% ../../nbs/21_attention.ipynb #a5ad10cc
 def allowed(q: Tensor, k: Tensor, mask: tuple[Any, ...], shift: int | None) -> Tensor | None:
     "Which keys each query may look at, as booleans; None for all. See `attend`."
-    ok = mask[0] if mask else None
+    ok: Tensor | None = mask[0] if mask else None
     if shift is not None:
         xp = q.device.xp
         seen = wrap(xp.arange(k.shape[-2]) <= xp.arange(q.shape[-2])[:, None] + shift)
@@ -141,7 +141,7 @@ def as_mask(mask: Any, q: Tensor, k: Tensor) -> Tensor:
         fits = False
     if not fits:
         raise AttentionError(f"attention: mask {mask.shape} for scores {need}")
-    return mask
+    return cast(Tensor, mask)
 
 # %% ../../nbs/21_attention.ipynb #1cf5c1a2
 LOW = -1e30  # a score whose exponential is 0, but no infinity: inf - inf is NaN
@@ -252,7 +252,7 @@ def weights_again(
     "The weights, from the logarithms of their sums."
     z = scale * matmul(q, swapped(k)) - lse
     ok = allowed(q, k, mask, shift)
-    return exp(z if ok is None else where(ok, z, LOW))
+    return cast(Tensor, exp(z if ok is None else where(ok, z, LOW)))
 
 
 def pulled(
@@ -288,18 +288,17 @@ def by_queries(
 
     The first `n_rows` results have a row for each query, the others are sums over queries.
     """
-    lse, k = queries[-1], keys[-1]
-    side = max(1, BLOCK // max(1, math.prod(lse.shape[:-2]) * k.shape[-2]))
-    parts = []
-    for rows in blocks(lse.shape[-2], side):
+    width = max(math.prod(x.shape[:-2]) for x in queries) * keys[-1].shape[-2]
+    side = max(1, BLOCK // max(1, width))
+    parts: list[tuple[Tensor, ...]] = []
+    sums: list[Tensor] = []
+    for rows in blocks(queries[0].shape[-2], side):
         here = tuple(m if m.shape[-2] == 1 else m[..., rows, :] for m in mask)
         own = None if shift is None else shift + rows.start
-        parts.append(f(*(x[..., rows, :] for x in queries), *keys, *here, scale=scale, shift=own))
-    if len(parts) == 1:
-        return parts[0]
-    return tuple(
-        concat(d, axis=-2) if i < n_rows else reduce(add, d) for i, d in enumerate(zip(*parts))
-    )
+        found = f(*(x[..., rows, :] for x in queries), *keys, *here, scale=scale, shift=own)
+        parts.append(found[:n_rows])
+        sums = [a + b for a, b in zip(sums, found[n_rows:])] or list(found[n_rows:])
+    return (*(concat(d, axis=-2) for d in zip(*parts)), *sums)
 
 
 def attend_vjp(g: Any, out: Any, q: Tensor, k: Tensor, v: Tensor, *mask: Any, **how: Any) -> Any:
@@ -308,43 +307,31 @@ def attend_vjp(g: Any, out: Any, q: Tensor, k: Tensor, v: Tensor, *mask: Any, **
 
 def attend_jvp(ts: Any, out: Any, q: Tensor, k: Tensor, v: Tensor, *mask: Any, **how: Any) -> Any:
     tq, tk, tv = (filled(x, 0) if t is None else t for t, x in zip(ts, (q, k, v)))
-
-    def rule(tq: Tensor, q: Tensor, lse: Tensor, *rest: Any, **own: Any) -> tuple[Tensor, ...]:
-        return pushed(tq, q, lse, *rest, **own)
-
-    return by_queries(rule, (tq, q, out[1]), (tk, tv, k, v), mask, 2, **how)
+    return by_queries(pushed, (tq, q, out[1]), (tk, tv, k, v), mask, 2, **how)
 
 
-def back_vjp(
-    h: Any, out: Any, g: Tensor, g_lse: Tensor, o: Tensor, lse: Tensor,
-    q: Tensor, k: Tensor, v: Tensor, *mask: Any, **how: Any,
-) -> Any:
-    def rule(
-        hq: Tensor, g: Tensor, g_lse: Tensor, o: Tensor, q: Tensor, lse: Tensor,
-        hk: Tensor, hv: Tensor, v: Tensor, k: Tensor, *mask: Any, **own: Any,
-    ) -> Any:
-        f = lambda *xs: pulled(*xs, *mask, **own)  # noqa: E731
-        return vjp(f, g, g_lse, o, lse, q, k, v)[1]((hq, hk, hv))
+def back_vjp(h: Any, out: Any, *inputs: Any, **how: Any) -> Any:
+    xs, mask = inputs[:7], inputs[7:]  # g, g_lse, out, lse, q; k, v
 
-    queries, keys = (h[0], g, g_lse, o, q, lse), (h[1], h[2], v, k)
-    return (*by_queries(rule, queries, keys, mask, 5, **how), *(None for _ in mask))
+    def rule(hq: Tensor, *parts: Any, **own: Any) -> Any:
+        few, (hk, hv, k, v), here = parts[:5], parts[5:9], parts[9:]
+        back = vjp(lambda *xs: pulled(*xs, *here, **own), *few, k, v)[1]
+        return back((hq, hk, hv))
+
+    found = by_queries(rule, (h[0], *xs[:5]), (*h[1:], *xs[5:]), mask, 5, **how)
+    return (*found, *(None for _ in mask))
 
 
-def back_jvp(
-    ts: Any, out: Any, g: Tensor, g_lse: Tensor, o: Tensor, lse: Tensor,
-    q: Tensor, k: Tensor, v: Tensor, *mask: Any, **how: Any,
-) -> Any:
-    xs = (g, g_lse, o, lse, q, k, v)
+def back_jvp(ts: Any, out: Any, *inputs: Any, **how: Any) -> Any:
+    xs, mask = inputs[:7], inputs[7:]
     ts = [filled(x, 0) if t is None else t for t, x in zip(ts, xs)]
 
     def rule(*parts: Any, **own: Any) -> Any:
-        tangents, (q, g, g_lse, o, lse), rest = parts[:5], parts[5:10], parts[10:]
-        (tk, tv, v, k), here = rest[:4], rest[4:]
-        f = lambda *xs: pulled(*xs, *here, **own)  # noqa: E731
-        return jvp(f, (g, g_lse, o, lse, q, k, v), (*tangents, tk, tv))[1]
+        moves, few, (tk, tv, k, v), here = parts[:5], parts[5:10], parts[10:14], parts[14:]
+        move = (*moves, tk, tv)
+        return jvp(lambda *xs: pulled(*xs, *here, **own), (*few, k, v), move)[1]
 
-    queries = (*ts[:5], q, g, g_lse, o, lse)
-    return by_queries(rule, queries, (ts[5], ts[6], v, k), mask, 1, **how)
+    return by_queries(rule, (*ts[:5], *xs[:5]), (*ts[5:], *xs[5:]), mask, 1, **how)
 
 # %% ../../nbs/21_attention.ipynb #e2defbf3
 def batched_attention(primitive: Primitive, values: Values, mapped: Mapped, params: Params) -> Any:
@@ -358,11 +345,10 @@ attend_back.def_vjp_all(back_vjp)
 attend_back.def_jvp_all(back_jvp)
 attend.primitive.batch = attend_back.primitive.batch = batched_attention
 
-sizes = (3, 4), (5, 4), (5, 2)
-looks = np.array([[True, False, True, True, False], [False] * 5, [True] * 5])
-for more, shift in ((), None), ((), 1), ((looks,), 2):
-    attend.example(*sizes, *more, scale=0.7, shift=shift)
-    attend_back.example((3, 2), (3, 1), (3, 2), (3, 1), *sizes, *more, scale=0.7, shift=shift)
+for more, shift in ((), None), ((), 1), ((np.eye(3, 5, 2, dtype=bool),), 3):
+    how = {"scale": 0.7, "shift": shift}
+    attend.example((3, 4), (5, 4), (5, 2), *more, **how)
+    attend_back.example((3, 2), (3, 1), (3, 2), (3, 1), (3, 4), (5, 4), (5, 2), *more, **how)
 attend.example((2, 3, 3, 4), (2, 1, 5, 4), (2, 1, 5, 2), scale=0.5, shift=2)
 
 # %% ../../nbs/21_attention.ipynb #4b3f7877
@@ -387,7 +373,7 @@ def scaled_dot_product_attention(
     mask = () if attn_mask is None else (as_mask(attn_mask, q, k),)
     scale = max(1, q.shape[-1]) ** -0.5 if scale is None else float(scale)
     if dropout_p or (mask and mask[0].dtype.kind == "f"):
-        p = attention_weights(q, k, *(mask or (None,)), is_causal, scale)
+        p = attention_weights(q, k, mask[0] if mask else None, is_causal, scale)
         if dropout_p:
             if dropout_key is None:
                 raise AttentionError(f"attention: dropout_p={dropout_p} needs a dropout_key")
@@ -396,7 +382,7 @@ def scaled_dot_product_attention(
     else:
         shift = k.shape[-2] - q.shape[-2] if is_causal else None
         out = attend(q, k, v, *mask, scale=scale, shift=shift)[0]
-    return out if not enable_gqa else reshape(out, shape=(*shape[:-1], v.shape[-1]))
+    return cast(Tensor, reshape(out, shape=(*shape[:-1], v.shape[-1])) if enable_gqa else out)
 
 
 def grouped(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Any, ...]:
@@ -491,15 +477,9 @@ class KVCache:
         most = "" if self.max_length is None else f" of at most {self.max_length}"
         return f"KVCache({self.length}{most} places)"
 
-# %% ../../nbs/21_attention.ipynb #8072d624
-class MultiHeadAttention(Module):
-    """Several attentions side by side, between linear layers: (batch, T, dim) -> the same.
-
-    `n_kv_heads`: how many heads keys and values have, each shared by a group of queries' heads.
-    `causal`: no place sees a later one. `rope_base`: turn queries and keys by their positions.
-    `dropout` drops weights while training. `key`: a Key or a seed; by default the next key of
-    `nn.init`. Raises AttentionError.
-    """
+# %% ../../nbs/21_attention.ipynb #401af2ce
+class Heads(Module):
+    "The sizes and the linear layers of several attentions side by side."
 
     def __init__(
         self, dim: int, n_heads: int, *, n_kv_heads: int | None = None,
@@ -520,14 +500,24 @@ class MultiHeadAttention(Module):
         self.head_dim = dim // n_heads if head_dim is None else head_dim
         self.head_dim = whole("MultiHeadAttention: head_dim", self.head_dim)
         if rope_base is not None and self.head_dim % 2:
-            raise AttentionError(f"MultiHeadAttention: head_dim {self.head_dim} is odd; RoPE turns pairs")
+            raise AttentionError(
+                f"MultiHeadAttention: RoPE turns pairs, and head_dim is {self.head_dim}"
+            )
         self.causal, self.rope_base, self.rope_interleaved = causal, rope_base, rope_interleaved
         first, second, third = random.split(as_key(key), 3)
         inner, shared = n_heads * self.head_dim, n_kv_heads * self.head_dim
         place: dict[str, Any] = {"bias": bias, "dtype": dtype, "device": device}
         self.in_proj = Linear(dim, inner + 2 * shared, key=first, **place)
         self.out_proj = Linear(inner, dim, key=second, **place)
-        self.dropout = Dropout(dropout, key=third)
+        self.dropout = Dropout(dropout, key=third) if dropout else None
+
+    def extra_repr(self) -> str:
+        "The sizes."
+        words = [f"{self.dim}, n_heads={self.n_heads}"]
+        words += [f"n_kv_heads={self.n_kv_heads}"] if self.n_kv_heads != self.n_heads else []
+        words += ["causal"] if self.causal else []
+        words += [f"rope_base={self.rope_base:g}"] if self.rope_base is not None else []
+        return ", ".join(words)
 
     def heads(self, x: Any, context: Any, cache: KVCache | None) -> tuple[Tensor, ...]:
         "Queries, keys and values: (batch, heads, length, head_dim)."
@@ -540,12 +530,12 @@ class MultiHeadAttention(Module):
                 )
         if context is None:
             y = self.in_proj(x)  # (B, T, inner + 2 * shared)
-            q, k, v = (
-                y[..., :inner], y[..., inner : inner + shared], y[..., inner + shared :]
-            )
+            q, k, v = y[..., :inner], y[..., inner:-shared], y[..., -shared:]
         else:
             if self.rope_base is not None or cache is not None:
-                raise AttentionError("MultiHeadAttention: a context with RoPE or a cache: its places are not ours")
+                raise AttentionError(
+                    "MultiHeadAttention: a context goes with neither RoPE nor a cache"
+                )
             w, b = self.in_proj.weight, self.in_proj.bias
             q = linear(x, w[:inner], None if b is None else b[:inner])
             y = linear(context, w[inner:], None if b is None else b[inner:])
@@ -568,6 +558,16 @@ class MultiHeadAttention(Module):
             k, v = cache.append(k, v)
         return q, k, v
 
+# %% ../../nbs/21_attention.ipynb #d939053e
+class MultiHeadAttention(Heads):
+    """Several attentions side by side, between linear layers: (batch, T, dim) -> the same.
+
+    `n_kv_heads`: how many heads keys and values have, each shared by a group of queries' heads.
+    `causal`: no place sees a later one. `rope_base`: turn queries and keys by their positions.
+    `dropout` drops weights while training. `key`: a Key or a seed; by default the next key of
+    `nn.init`. Raises AttentionError.
+    """
+
     def forward(
         self, x: Any, context: Any = None, *, mask: Any = None, cache: KVCache | None = None
     ) -> Tensor:
@@ -578,7 +578,7 @@ class MultiHeadAttention(Module):
         """
         q, k, v = self.heads(x, context, cache)
         causal = self.causal and context is None
-        if self.dropout.p and self.training:
+        if self.dropout is not None and self.training:
             p = self.dropout(self.weights_of(q, k, mask, causal))
             group = self.n_heads // self.n_kv_heads
             y = matmul(p, repeat(v, group, axis=1) if group > 1 else v)
@@ -587,7 +587,9 @@ class MultiHeadAttention(Module):
                 q, k, v, mask, is_causal=causal, enable_gqa=self.n_heads != self.n_kv_heads
             )
         y = permute_dims(y, axes=(0, 2, 1, 3))  # (B, T, heads, head_dim)
-        return self.out_proj(reshape(y, shape=(*y.shape[:2], self.n_heads * self.head_dim)))
+        y = reshape(y, shape=(*y.shape[:2], self.n_heads * self.head_dim))
+        out: Tensor = self.out_proj(y)
+        return out
 
     def weights_of(self, q: Tensor, k: Tensor, mask: Any, causal: bool) -> Tensor:
         group = self.n_heads // self.n_kv_heads
@@ -598,14 +600,6 @@ class MultiHeadAttention(Module):
         "Who looks where: (batch, heads, T, S)."
         q, k, _ = self.heads(x, context, None)
         return self.weights_of(q, k, mask, self.causal and context is None)
-
-    def extra_repr(self) -> str:
-        "The sizes."
-        words = [f"{self.dim}, n_heads={self.n_heads}"]
-        words += [f"n_kv_heads={self.n_kv_heads}"] if self.n_kv_heads != self.n_heads else []
-        words += ["causal"] if self.causal else []
-        words += [f"rope_base={self.rope_base:g}"] if self.rope_base is not None else []
-        return ", ".join(words)
 
 # %% ../../nbs/21_attention.ipynb #e886094f
 class LeakError(AssertionError):
@@ -621,12 +615,11 @@ def influence(f: Callable[..., Any], x: Any, at: Module | None = None, seed: int
     leaf: list[Tensor] = []
 
     def cut(_: Any, __: Any, out: Tensor) -> Tensor:
-        leaf.append(Tensor(out.detach(), requires_grad=True))
+        leaf.append(Tensor(out.detach(), requires_grad=True))  # cut off from what made it
         return leaf[-1]
 
     if at is None:
-        leaf.append(Tensor(floated(x).detach(), requires_grad=True))
-        out = f(leaf[0])
+        out = f(cut(None, None, floated(x)))
     else:
         remove = at.register_forward_hook(cut)
         try:
@@ -636,25 +629,17 @@ def influence(f: Callable[..., Any], x: Any, at: Module | None = None, seed: int
     if len(leaf) != 1 or leaf[0].ndim < 2 or out.ndim < 2:
         raise AttentionError("influence: one input and one output needed, time on axis 1 of each")
     rows = []
+    if not out.requires_grad:
+        return np.zeros((out.shape[1], leaf[0].shape[1]))
     weights = random.normal(random.key(seed), out.shape)
     for t in range(out.shape[1]):
         g = np.zeros(out.shape, out.dtype)
         g[:, t] = weights[:, t]
-        (slope,) = slopes(out, leaf, g)
-        size = np.abs(slope).reshape(*slope.shape[:2], -1)
+        given = Tensor(g, device=out.device)
+        (slope,) = gradients(out, leaf, given, retain_graph=True)
+        size = np.abs(to_numpy(slope.data)).reshape(*slope.shape[:2], -1)
         rows.append(np.nan_to_num(size, nan=np.inf).max(axis=(0, 2)))
     return np.array(rows)
-
-
-def slopes(out: Tensor, leaves: Sequence[Tensor], g: Any) -> list[Any]:
-    "Gradients of `out`, whose record stays, as NumPy arrays; zeros where there is no way."
-    for leaf in leaves:
-        leaf.grad = None
-    if out.requires_grad:
-        out.backward(Tensor(g, dtype=out.dtype, device=out.device), retain_graph=True)
-    return [
-        np.zeros(leaf.shape) if leaf.grad is None else to_numpy(leaf.grad.data) for leaf in leaves
-    ]
 
 
 def check_causal(f: Callable[..., Any], x: Any, at: Module | None = None, seed: int = 0) -> None:
