@@ -20,7 +20,7 @@ from ..train.loop import evaluating
 # %% auto #0
 __all__ = ['GenerateError', 'check_choice', 'chances', 'tokens', 'draw', 'stream', 'generate']
 
-# %% ../../nbs/22_gpt.ipynb #87fbf2b8
+# %% ../../nbs/22_gpt.ipynb #982bac16
 class GenerateError(ValueError):
     "A way to choose tokens, or a prompt, that makes no sense; the message names it."
 
@@ -70,7 +70,7 @@ def chances(
         p /= p.sum()
     return p
 
-# %% ../../nbs/22_gpt.ipynb #75261f63
+# %% ../../nbs/22_gpt.ipynb #642325b2
 def tokens(
     model: GPT, prompt: Any, n: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, repetition_penalty: float = 1.0, key: Key | int | None = None,

@@ -22,7 +22,7 @@ __all__ = ['CONFIGS', 'PREFIXES', 'LLAMA2C', 'PretrainedError', 'Origin', 'gpt2_
            'value_of', 'tokenizer_of', 'Sizes', 'load_llama2c', 'llama2c_shapes', 'ScoredTokenizer',
            'llama2c_tokenizer', 'scored', 'stories260k']
 
-# %% ../../nbs/22_gpt.ipynb #0157e2b4
+# %% ../../nbs/22_gpt.ipynb #ed483c6f
 class PretrainedError(GPTError):
     "A folder or file of weights that can't be used; the message says what is missing or wrong."
 
@@ -72,7 +72,7 @@ def llama_origins(config: GPTConfig) -> dict[str, Origin]:
         found["head.weight"] = Origin(("lm_head.weight",))
     return found
 
-# %% ../../nbs/22_gpt.ipynb #488c8d43
+# %% ../../nbs/22_gpt.ipynb #01bf2a83
 def read_json(path: Path) -> dict[str, Any]:
     "A JSON object in a file; raises PretrainedError."
     try:
@@ -142,7 +142,7 @@ def config_of(folder: str | Path) -> GPTConfig:
     except (ValueError, TypeError) as error:
         raise PretrainedError(f"{path}: {error}") from None
 
-# %% ../../nbs/22_gpt.ipynb #d29fee02
+# %% ../../nbs/22_gpt.ipynb #279718e0
 PREFIXES = ("transformer.", "model.", "")
 
 
@@ -221,7 +221,7 @@ def tokenizer_of(folder: str | Path) -> BPETokenizer:
     "The tokenizer in a folder's `merges.txt`. Raises DataFileError."
     return load_merges(Path(folder) / "merges.txt")
 
-# %% ../../nbs/22_gpt.ipynb #4341d2de
+# %% ../../nbs/22_gpt.ipynb #a9923d3b
 class Sizes(NamedTuple):
     "The seven numbers at the beginning of a file of llama2.c."
 
@@ -289,7 +289,7 @@ def llama2c_shapes(s: Sizes, size: int) -> dict[str, tuple[int, ...]]:
         "sin": (s.context, size // 2),
     }  # fmt: skip
 
-# %% ../../nbs/22_gpt.ipynb #d44a5b1a
+# %% ../../nbs/22_gpt.ipynb #7192851c
 class ScoredTokenizer(Tokenizer):
     """Pairs are merged in the order of their tokens' scores, as in llama2.c's tokenizer files.
 
@@ -359,7 +359,7 @@ def scored(raw: bytes) -> Iterator[tuple[bytes, float]]:
             return
         yield raw[start - length : start], score
 
-# %% ../../nbs/22_gpt.ipynb #dac6548f
+# %% ../../nbs/22_gpt.ipynb #0f7b8a92
 def stories260k(folder: str | Path) -> tuple[GPT, ScoredTokenizer]:
     "The model of 260,000 parameters that tells stories, and its tokenizer, from their folder."
     folder = Path(folder)
