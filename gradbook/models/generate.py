@@ -3,7 +3,7 @@
 # %% ../../nbs/22_gpt.ipynb #297bbfbe
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
