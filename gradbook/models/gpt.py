@@ -327,8 +327,8 @@ def train_gpt(
     """Train; keep log, checkpoints, tokenizer and `run.json` in `folder`; returns the record.
 
     An epoch of the log is a part of `settings.evaluate` steps. With `resume` a run that was
-    begun there goes on. `where` says where data sets are. Raises GPTError, CorpusError, CheckpointError,
-    TrainingError.
+    begun there goes on. `where` says where data sets are. Raises GPTError, CorpusError,
+    CheckpointError, TrainingError.
     """
     s, folder = settings, Path(folder)
     if min(s.steps, s.evaluate, s.accumulate, s.batch_size) < 1:

@@ -98,7 +98,8 @@ def gpt2_config(c: Mapping[str, Any], path: Path) -> GPTConfig:
     "Our sizes from those of a GPT-2."
     need(
         c, path, activation_function=("gelu_new", "gelu_pytorch_tanh"),
-        add_cross_attention=(False,), scale_attn_weights=(True,), scale_attn_by_inverse_layer_idx=(False,),
+        add_cross_attention=(False,), scale_attn_weights=(True,),
+        scale_attn_by_inverse_layer_idx=(False,),
     )  # fmt: skip
     return GPTConfig(
         c["vocab_size"], c["n_positions"], c["n_layer"], c["n_head"], c["n_embd"],
