@@ -77,7 +77,10 @@ def padding_mask(lengths: Any, n: int) -> Tensor:
         raise AttentionError(f"padding_mask: lengths {sizes.tolist()}; whole numbers, 0 to {n}")
     return wrap((np.arange(n) < sizes[:, None])[:, None, None])
 
-# %% ../../nbs/21_attention.ipynb #a5ad10cc
+# %% ../../nbs/21_attention.ipynb #65d14cce
+LOW = -1e30  # a score whose exponential is 0, but no infinity: inf - inf is NaN
+
+
 def allowed(q: Tensor, k: Tensor, mask: tuple[Any, ...], shift: int | None) -> Tensor | None:
     "Which keys each query may look at, as booleans; None for all. See `attend`."
     ok: Tensor | None = mask[0] if mask else None
@@ -143,8 +146,7 @@ def as_mask(mask: Any, q: Tensor, k: Tensor) -> Tensor:
         raise AttentionError(f"attention: mask {mask.shape} for scores {need}")
     return cast(Tensor, mask)
 
-# %% ../../nbs/21_attention.ipynb #1cf5c1a2
-LOW = -1e30  # a score whose exponential is 0, but no infinity: inf - inf is NaN
+# %% ../../nbs/21_attention.ipynb #95d6d0f9
 BLOCK = 2**17  # scores worked on at a time: 512 KB of float32 stay in a core's cache
 
 
