@@ -415,14 +415,15 @@ def rotary(
     if x.ndim < 2 or x.shape[-1] % 2:
         raise AttentionError(f"rotary: {x.shape}; (..., length, an even size) needed")
     t, half = x.shape[-2], x.shape[-1] // 2
-    where_ = np.arange(t) if positions is None else np.asarray(positions)
-    if where_.shape != (t,):
-        raise AttentionError(f"rotary: positions of shape {where_.shape} for {t} places")
-    angles = where_[:, None] * base ** (-np.arange(half) / half)
+    places = np.arange(t) if positions is None else np.asarray(positions)
+    if places.shape != (t,):
+        raise AttentionError(f"rotary: positions of shape {places.shape} for {t} places")
+    angles = places[:, None] * base ** (-np.arange(half) / half)
     cos, sin = (Tensor(f(angles), dtype=x.dtype, device=x.device) for f in (np.cos, np.sin))
     if interleaved:
         a, b = x[..., 0::2], x[..., 1::2]
-        return reshape(stack([a * cos - b * sin, b * cos + a * sin], axis=-1), shape=x.shape)
+        pairs = stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return cast(Tensor, reshape(pairs, shape=x.shape))
     a, b = x[..., :half], x[..., half:]
     return concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
