@@ -33,6 +33,7 @@ from gradbook.tensor.core import (
     reshape,
     state,
     swapped,
+    to,
     unbroadcast,
     wrap,
 )
@@ -131,7 +132,7 @@ def check_sizes(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 def as_mask(mask: Any, q: Tensor, k: Tensor) -> Tensor:
     "Booleans, or floats to add, with two axes at least; raises AttentionError."
-    mask = as_tensor(mask)
+    mask = to(as_tensor(mask), q.device)
     if mask.dtype.kind not in "bf":
         raise AttentionError(f"attention: a mask holds booleans or floats, not {mask.dtype}")
     if mask.ndim < 2:
@@ -359,7 +360,7 @@ def scaled_dot_product_attention(
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     *, dropout_key: Key | None = None,
 ) -> Tensor:
-    """softmax(scale * query @ key.mT) @ value: (..., T, D), (..., S, D), (..., S, E) -> (..., T, E).
+    """softmax(scale * query @ key.mT) @ value: (..., T, D), (..., S, D), (..., S, E) -> (..., T, E)
 
     `attn_mask`, (..., T, S) or what broadcasts to it: True where a query may look, or floats to
     add. `is_causal`: the last query sees all keys, the one before it all but the last, and so on.
@@ -522,7 +523,9 @@ class Heads(Module):
         words += [f"rope_base={self.rope_base:g}"] if self.rope_base is not None else []
         return ", ".join(words)
 
-    def heads(self, x: Any, context: Any, cache: KVCache | None) -> tuple[Tensor, ...]:
+    def heads(
+        self, x: Any, context: Any = None, cache: KVCache | None = None
+    ) -> tuple[Tensor, ...]:
         "Queries, keys and values: (batch, heads, length, head_dim)."
         x = as_tensor(x)
         inner, shared = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
@@ -601,11 +604,11 @@ class MultiHeadAttention(Heads):
 
     def weights(self, x: Any, context: Any = None, *, mask: Any = None) -> Tensor:
         "Who looks where: (batch, heads, T, S)."
-        q, k, _ = self.heads(x, context, None)
+        q, k, _ = self.heads(x, context)
         return self.weights_of(q, k, mask, self.causal and context is None)
 
 # %% ../../nbs/21_attention.ipynb #e886094f
-class LeakError(AssertionError):
+class LeakError(RuntimeError):
     "A place that depends on a later one; the message says which."
 
 
