@@ -430,7 +430,7 @@ def rotary(
 
 # %% ../../nbs/21_attention.ipynb #b6f0b92f
 def with_room(old: Any, x: Any, used: int, end: int) -> Any:
-    "The array `old` with at least `end` places, `used` of them kept; twice as long if it must grow."
+    "The array `old`, or one twice as long, with room for `end` places; `used` of them are kept."
     if old is not None:
         if old.shape[:-2] != x.shape[:-2] or old.shape[-1] != x.shape[-1] or old.dtype != x.dtype:
             raise AttentionError(
