@@ -33,6 +33,7 @@ from gradbook.tensor.core import (
     reshape,
     state,
     swapped,
+    to,
     unbroadcast,
     wrap,
 )
@@ -53,11 +54,11 @@ from gradbook.tensor.transforms import (
 )
 
 # %% auto #0
-__all__ = ['LOW', 'BLOCK', 'AttentionError', 'causal_mask', 'padding_mask', 'allowed', 'attention_weights', 'check_sizes',
-           'as_mask', 'blocks', 'scores_of', 'tiles', 'attend', 'folded', 'attend_back', 'weights_again', 'pulled',
-           'pushed', 'by_queries', 'attend_vjp', 'attend_jvp', 'back_vjp', 'back_jvp', 'batched_attention',
-           'scaled_dot_product_attention', 'grouped', 'rotary', 'KVCache', 'Heads', 'MultiHeadAttention', 'LeakError',
-           'influence', 'check_causal']
+__all__ = ['LOW', 'BLOCK', 'AttentionError', 'causal_mask', 'padding_mask', 'check_sizes', 'as_mask', 'allowed',
+           'attention_weights', 'blocks', 'scores_of', 'tiles', 'attend', 'folded', 'attend_back', 'weights_again',
+           'pulled', 'pushed', 'by_queries', 'attend_vjp', 'attend_jvp', 'back_vjp', 'back_jvp', 'batched_attention',
+           'grouped', 'scaled_dot_product_attention', 'rotary', 'with_room', 'KVCache', 'check_input', 'by_heads',
+           'side_by_side', 'Heads', 'Projected', 'MultiHeadAttention', 'LeakError', 'influence', 'check_causal']
 
 # %% ../../nbs/21_attention.ipynb #1e124506
 class AttentionError(ValueError):
@@ -77,7 +78,46 @@ def padding_mask(lengths: Any, n: int) -> Tensor:
         raise AttentionError(f"padding_mask: lengths {sizes.tolist()}; whole numbers, 0 to {n}")
     return wrap((np.arange(n) < sizes[:, None])[:, None, None])
 
-# %% ../../nbs/21_attention.ipynb #a5ad10cc
+# %% ../../nbs/21_attention.ipynb #ebd0ad26
+def check_sizes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    "Raise AttentionError unless queries, keys and values fit each other."
+    sizes = f"query {q.shape}, key {k.shape}, value {v.shape}"
+    if min(q.ndim, k.ndim, v.ndim) < 2:
+        raise AttentionError(f"attention: {sizes}: (..., length, size) needed")
+    if q.shape[-1] != k.shape[-1]:
+        raise AttentionError(f"attention: {sizes}: queries and keys need one size, the last axis")
+    if k.shape[-2] != v.shape[-2]:
+        raise AttentionError(f"attention: {sizes}: {k.shape[-2]} keys, {v.shape[-2]} values")
+    try:
+        np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    except ValueError:
+        hint = ""
+        if q.ndim > 2 < k.ndim and q.shape[-3] % max(k.shape[-3], 1) == 0:
+            hint = f"; enable_gqa=True shares {k.shape[-3]} among {q.shape[-3]} heads"
+        raise AttentionError(f"attention: {sizes}: other axes don't fit{hint}") from None
+
+
+def as_mask(mask: Any, q: Tensor, k: Tensor) -> Tensor:
+    "Booleans, or floats to add, with two axes at least; raises AttentionError."
+    mask = to(as_tensor(mask), q.device)
+    if mask.dtype.kind not in "bf":
+        raise AttentionError(f"attention: a mask holds booleans or floats, not {mask.dtype}")
+    if mask.ndim < 2:
+        mask = reshape(mask, shape=(1,) * (2 - mask.ndim) + mask.shape)
+    lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2])
+    need = (*lead, q.shape[-2], k.shape[-2])
+    try:
+        fits = np.broadcast_shapes(mask.shape, need) == need
+    except ValueError:
+        fits = False
+    if not fits:
+        raise AttentionError(f"attention: mask {mask.shape} for scores {need}")
+    return cast(Tensor, mask)
+
+# %% ../../nbs/21_attention.ipynb #d650f92d
+LOW = -1e30  # a score whose exponential is 0, but no infinity: inf - inf is NaN
+
+
 def allowed(q: Tensor, k: Tensor, mask: tuple[Any, ...], shift: int | None) -> Tensor | None:
     "Which keys each query may look at, as booleans; None for all. See `attend`."
     ok: Tensor | None = mask[0] if mask else None
@@ -107,44 +147,7 @@ def attention_weights(
         return softmax(scores)
     return where(ok, softmax(where(ok, scores, LOW)), 0.0)
 
-
-def check_sizes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    "Raise AttentionError unless queries, keys and values fit each other."
-    sizes = f"query {q.shape}, key {k.shape}, value {v.shape}"
-    if min(q.ndim, k.ndim, v.ndim) < 2:
-        raise AttentionError(f"attention: {sizes}: (..., length, size) needed")
-    if q.shape[-1] != k.shape[-1]:
-        raise AttentionError(f"attention: {sizes}: queries and keys need one size, the last axis")
-    if k.shape[-2] != v.shape[-2]:
-        raise AttentionError(f"attention: {sizes}: {k.shape[-2]} keys, {v.shape[-2]} values")
-    try:
-        np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    except ValueError:
-        hint = ""
-        if q.ndim > 2 < k.ndim and q.shape[-3] % max(k.shape[-3], 1) == 0:
-            hint = f"; enable_gqa=True shares {k.shape[-3]} among {q.shape[-3]} heads"
-        raise AttentionError(f"attention: {sizes}: other axes don't fit{hint}") from None
-
-
-def as_mask(mask: Any, q: Tensor, k: Tensor) -> Tensor:
-    "Booleans, or floats to add, with two axes at least; raises AttentionError."
-    mask = as_tensor(mask)
-    if mask.dtype.kind not in "bf":
-        raise AttentionError(f"attention: a mask holds booleans or floats, not {mask.dtype}")
-    if mask.ndim < 2:
-        mask = reshape(mask, shape=(1,) * (2 - mask.ndim) + mask.shape)
-    lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2])
-    need = (*lead, q.shape[-2], k.shape[-2])
-    try:
-        fits = np.broadcast_shapes(mask.shape, need) == need
-    except ValueError:
-        fits = False
-    if not fits:
-        raise AttentionError(f"attention: mask {mask.shape} for scores {need}")
-    return cast(Tensor, mask)
-
-# %% ../../nbs/21_attention.ipynb #1cf5c1a2
-LOW = -1e30  # a score whose exponential is 0, but no infinity: inf - inf is NaN
+# %% ../../nbs/21_attention.ipynb #95d6d0f9
 BLOCK = 2**17  # scores worked on at a time: 512 KB of float32 stay in a core's cache
 
 
@@ -351,13 +354,28 @@ for more, shift in ((), None), ((), 1), ((np.eye(3, 5, 2, dtype=bool),), 3):
     attend_back.example((3, 2), (3, 1), (3, 2), (3, 1), (3, 4), (5, 4), (5, 2), *more, **how)
 attend.example((2, 3, 3, 4), (2, 1, 5, 4), (2, 1, 5, 2), scale=0.5, shift=2)
 
-# %% ../../nbs/21_attention.ipynb #4b3f7877
+# %% ../../nbs/21_attention.ipynb #f4f339df
+def grouped(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Any, ...]:
+    "Heads in groups: (..., heads, T, D) -> (..., heads of k, group, T, D); raises AttentionError."
+    if min(q.ndim, k.ndim, v.ndim) < 3 or not k.shape[-3] or q.shape[-3] % k.shape[-3]:
+        raise AttentionError(f"attention: heads of query {q.shape} don't share those of {k.shape}")
+    heads, n = q.shape[-3], k.shape[-3]
+    q = reshape(q, shape=(*q.shape[:-3], n, heads // n, *q.shape[-2:]))
+    k, v = expand_dims(k, axis=-3), expand_dims(v, axis=-3)
+    if mask is not None and (mask := as_tensor(mask)).ndim > 2:
+        if mask.shape[-3] not in (1, heads):
+            raise AttentionError(f"attention: mask {mask.shape} for {heads} heads")
+        per = (n, heads // n) if mask.shape[-3] == heads else (1, 1)
+        mask = reshape(mask, shape=(*mask.shape[:-3], *per, *mask.shape[-2:]))
+    return q, k, v, mask
+
+# %% ../../nbs/21_attention.ipynb #6edd2bb6
 def scaled_dot_product_attention(
     query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     *, dropout_key: Key | None = None,
 ) -> Tensor:
-    """softmax(scale * query @ key.mT) @ value: (..., T, D), (..., S, D), (..., S, E) -> (..., T, E).
+    """softmax(scale * query @ key.mT) @ value: (..., T, D), (..., S, D), (..., S, E) -> (..., T, E)
 
     `attn_mask`, (..., T, S) or what broadcasts to it: True where a query may look, or floats to
     add. `is_causal`: the last query sees all keys, the one before it all but the last, and so on.
@@ -384,21 +402,6 @@ def scaled_dot_product_attention(
         out = attend(q, k, v, *mask, scale=scale, shift=shift)[0]
     return cast(Tensor, reshape(out, shape=(*shape[:-1], v.shape[-1])) if enable_gqa else out)
 
-
-def grouped(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Any, ...]:
-    "Heads in groups: (..., heads, T, D) -> (..., heads of k, group, T, D); raises AttentionError."
-    if min(q.ndim, k.ndim, v.ndim) < 3 or not k.shape[-3] or q.shape[-3] % k.shape[-3]:
-        raise AttentionError(f"attention: heads of query {q.shape} don't share those of {k.shape}")
-    heads, n = q.shape[-3], k.shape[-3]
-    q = reshape(q, shape=(*q.shape[:-3], n, heads // n, *q.shape[-2:]))
-    k, v = expand_dims(k, axis=-3), expand_dims(v, axis=-3)
-    if mask is not None and (mask := as_tensor(mask)).ndim > 2:
-        if mask.shape[-3] not in (1, heads):
-            raise AttentionError(f"attention: mask {mask.shape} for {heads} heads")
-        per = (n, heads // n) if mask.shape[-3] == heads else (1, 1)
-        mask = reshape(mask, shape=(*mask.shape[:-3], *per, *mask.shape[-2:]))
-    return q, k, v, mask
-
 # %% ../../nbs/21_attention.ipynb #ef90b242
 def rotary(
     x: Any, positions: Any = None, base: float = 10000.0, interleaved: bool = False
@@ -413,18 +416,36 @@ def rotary(
     if x.ndim < 2 or x.shape[-1] % 2:
         raise AttentionError(f"rotary: {x.shape}; (..., length, an even size) needed")
     t, half = x.shape[-2], x.shape[-1] // 2
-    where_ = np.arange(t) if positions is None else np.asarray(positions)
-    if where_.shape != (t,):
-        raise AttentionError(f"rotary: positions of shape {where_.shape} for {t} places")
-    angles = where_[:, None] * base ** (-np.arange(half) / half)
+    places = np.arange(t) if positions is None else np.asarray(positions)
+    if places.shape != (t,):
+        raise AttentionError(f"rotary: positions of shape {places.shape} for {t} places")
+    angles = places[:, None] * base ** (-np.arange(half) / half)
     cos, sin = (Tensor(f(angles), dtype=x.dtype, device=x.device) for f in (np.cos, np.sin))
     if interleaved:
         a, b = x[..., 0::2], x[..., 1::2]
-        return reshape(stack([a * cos - b * sin, b * cos + a * sin], axis=-1), shape=x.shape)
+        pairs = stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return cast(Tensor, reshape(pairs, shape=x.shape))
     a, b = x[..., :half], x[..., half:]
     return concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
-# %% ../../nbs/21_attention.ipynb #45d9420a
+# %% ../../nbs/21_attention.ipynb #b6f0b92f
+def with_room(old: Any, x: Any, used: int, end: int) -> Any:
+    "The array `old`, or one twice as long, with room for `end` places; `used` of them are kept."
+    if old is not None:
+        if old.shape[:-2] != x.shape[:-2] or old.shape[-1] != x.shape[-1] or old.dtype != x.dtype:
+            raise AttentionError(
+                f"KVCache: it holds {old.shape[:-2]} rows of {old.shape[-1]} numbers ({old.dtype}),"
+                f" and {x.shape} came ({x.dtype}); take a new cache"
+            )
+        if end <= old.shape[-2]:
+            return old
+    size = max(end, 16 if old is None else 2 * old.shape[-2])
+    new = namespace(x).zeros((*x.shape[:-2], size, x.shape[-1]), dtype=x.dtype)
+    if old is not None:
+        new[..., :used, :] = old[..., :used, :]
+    return new
+
+# %% ../../nbs/21_attention.ipynb #0131879b
 class KVCache:
     """Keys and values of the places that were looked at already: (batch, heads, length, size).
 
@@ -434,7 +455,7 @@ class KVCache:
 
     def __init__(self, max_length: int | None = None) -> None:
         self.max_length, self.length = max_length, 0
-        self._rows: list[Any] = []
+        self._rows: list[Any] = [None, None]
 
     def __len__(self) -> int:
         return self.length
@@ -443,29 +464,15 @@ class KVCache:
         "Keep the keys and values of some more places; returns those of all."
         if state.recording and (k.requires_grad or v.requires_grad):
             raise GraphError("KVCache: it keeps no history for gradients; use `with no_grad():`")
-        end = self.length + k.shape[-2]
+        start, end = self.length, self.length + k.shape[-2]
         if self.max_length is not None and end > self.max_length:
             raise AttentionError(f"KVCache: {end} places, and max_length is {self.max_length}")
-        for i, x in enumerate((k.data, v.data)):
-            self._make_room(i, x, end)
-            self._rows[i][..., self.length : end, :] = x
+        new = (k.data, v.data)
+        self._rows = [with_room(old, x, start, end) for old, x in zip(self._rows, new)]
+        for row, x in zip(self._rows, new):
+            row[..., start:end, :] = x
         self.length = end
         return wrap(self._rows[0][..., :end, :]), wrap(self._rows[1][..., :end, :])
-
-    def _make_room(self, i: int, x: Any, end: int) -> None:
-        shape = (*x.shape[:-2], max(end, 16), x.shape[-1])
-        if i == len(self._rows):
-            self._rows.append(namespace(x).zeros(shape, dtype=x.dtype))
-        old = self._rows[i]
-        if old.shape[:-2] != x.shape[:-2] or old.shape[-1] != x.shape[-1] or old.dtype != x.dtype:
-            raise AttentionError(
-                f"KVCache: it holds {old.shape[:-2]} rows of {old.shape[-1]} numbers ({old.dtype}),"
-                f" and {x.shape} came ({x.dtype}); take a new cache"
-            )
-        if end > old.shape[-2]:
-            shape = (*x.shape[:-2], max(end, 2 * old.shape[-2]), x.shape[-1])
-            self._rows[i] = namespace(x).zeros(shape, dtype=x.dtype)
-            self._rows[i][..., : self.length, :] = old[..., : self.length, :]
 
     def truncate(self, length: int) -> None:
         "Forget all places from `length` on."
@@ -477,7 +484,27 @@ class KVCache:
         most = "" if self.max_length is None else f" of at most {self.max_length}"
         return f"KVCache({self.length}{most} places)"
 
-# %% ../../nbs/21_attention.ipynb #401af2ce
+# %% ../../nbs/21_attention.ipynb #0e32d1da
+def check_input(name: str, x: Tensor, dim: int) -> None:
+    "Raise AttentionError unless `x` is (batch, length, dim)."
+    if x.ndim != 3 or x.shape[-1] != dim:
+        raise AttentionError(
+            f"MultiHeadAttention: {name} {x.shape}; (batch, length, {dim}) needed"
+        )
+
+
+def by_heads(x: Tensor, size: int) -> Tensor:
+    "(batch, length, heads * size) -> (batch, heads, length, size)"
+    x = reshape(x, shape=(*x.shape[:2], x.shape[2] // size, size))
+    return cast(Tensor, permute_dims(x, axes=(0, 2, 1, 3)))
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    "(batch, heads, length, size) -> (batch, length, heads * size)"
+    x = permute_dims(x, axes=(0, 2, 1, 3))
+    return cast(Tensor, reshape(x, shape=(*x.shape[:2], x.shape[2] * x.shape[3])))
+
+# %% ../../nbs/21_attention.ipynb #fa8eafc8
 class Heads(Module):
     "The sizes and the linear layers of several attentions side by side."
 
@@ -519,37 +546,33 @@ class Heads(Module):
         words += [f"rope_base={self.rope_base:g}"] if self.rope_base is not None else []
         return ", ".join(words)
 
-    def heads(self, x: Any, context: Any, cache: KVCache | None) -> tuple[Tensor, ...]:
-        "Queries, keys and values: (batch, heads, length, head_dim)."
-        x = as_tensor(x)
+# %% ../../nbs/21_attention.ipynb #08f5af09
+class Projected(Heads):
+    "Queries, keys and values of an input, or of an input and a context."
+
+    def projected(self, x: Tensor, context: Any) -> tuple[Tensor, ...]:
+        "Queries, keys and values, the heads side by side: (batch, length, heads * head_dim)."
         inner, shared = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        for name, y in (("input", x), ("context", x if context is None else as_tensor(context))):
-            if y.ndim != 3 or y.shape[-1] != self.dim:
-                raise AttentionError(
-                    f"MultiHeadAttention: {name} {y.shape}; (batch, length, {self.dim}) needed"
-                )
+        check_input("input", x, self.dim)
         if context is None:
-            y = self.in_proj(x)  # (B, T, inner + 2 * shared)
-            q, k, v = y[..., :inner], y[..., inner:-shared], y[..., -shared:]
-        else:
-            if self.rope_base is not None or cache is not None:
-                raise AttentionError(
-                    "MultiHeadAttention: a context goes with neither RoPE nor a cache"
-                )
-            w, b = self.in_proj.weight, self.in_proj.bias
-            q = linear(x, w[:inner], None if b is None else b[:inner])
-            y = linear(context, w[inner:], None if b is None else b[inner:])
-            k, v = y[..., :shared], y[..., shared:]
-        q, k, v = (
-            permute_dims(
-                reshape(z, shape=(*z.shape[:2], z.shape[2] // self.head_dim, self.head_dim)),
-                axes=(0, 2, 1, 3),
-            )
-            for z in (q, k, v)
-        )
+            y = self.in_proj(x)
+            return y[..., :inner], y[..., inner:-shared], y[..., -shared:]
+        check_input("context", context := as_tensor(context), self.dim)
+        w, b = self.in_proj.weight, self.in_proj.bias
+        q = linear(x, w[:inner], None if b is None else b[:inner])
+        y = linear(context, w[inner:], None if b is None else b[inner:])
+        return q, y[..., :shared], y[..., shared:]
+
+    def heads(
+        self, x: Any, context: Any = None, cache: KVCache | None = None
+    ) -> tuple[Tensor, ...]:
+        "Queries, keys and values: (batch, heads, length, head_dim)."
+        q, k, v = (by_heads(y, self.head_dim) for y in self.projected(as_tensor(x), context))
+        if context is not None and (self.rope_base is not None or cache is not None):
+            raise AttentionError("MultiHeadAttention: a context goes with neither RoPE nor a cache")
         if self.rope_base is not None:
             start = 0 if cache is None else len(cache)
-            places = np.arange(start, start + x.shape[1])
+            places = np.arange(start, start + q.shape[2])
             turn = partial(
                 rotary, positions=places, base=self.rope_base, interleaved=self.rope_interleaved
             )
@@ -558,8 +581,8 @@ class Heads(Module):
             k, v = cache.append(k, v)
         return q, k, v
 
-# %% ../../nbs/21_attention.ipynb #d939053e
-class MultiHeadAttention(Heads):
+# %% ../../nbs/21_attention.ipynb #1082440c
+class MultiHeadAttention(Projected):
     """Several attentions side by side, between linear layers: (batch, T, dim) -> the same.
 
     `n_kv_heads`: how many heads keys and values have, each shared by a group of queries' heads.
@@ -586,9 +609,7 @@ class MultiHeadAttention(Heads):
             y = scaled_dot_product_attention(
                 q, k, v, mask, is_causal=causal, enable_gqa=self.n_heads != self.n_kv_heads
             )
-        y = permute_dims(y, axes=(0, 2, 1, 3))  # (B, T, heads, head_dim)
-        y = reshape(y, shape=(*y.shape[:2], self.n_heads * self.head_dim))
-        out: Tensor = self.out_proj(y)
+        out: Tensor = self.out_proj(side_by_side(y))
         return out
 
     def weights_of(self, q: Tensor, k: Tensor, mask: Any, causal: bool) -> Tensor:
@@ -598,11 +619,11 @@ class MultiHeadAttention(Heads):
 
     def weights(self, x: Any, context: Any = None, *, mask: Any = None) -> Tensor:
         "Who looks where: (batch, heads, T, S)."
-        q, k, _ = self.heads(x, context, None)
+        q, k, _ = self.heads(x, context)
         return self.weights_of(q, k, mask, self.causal and context is None)
 
 # %% ../../nbs/21_attention.ipynb #e886094f
-class LeakError(AssertionError):
+class LeakError(RuntimeError):
     "A place that depends on a later one; the message says which."
 
 
