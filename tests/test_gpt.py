@@ -253,12 +253,16 @@ def test_a_run_that_is_none_is_named(tmp_path: Path) -> None:
 def test_one_digit_sums_are_learned(tmp_path: Path) -> None:
     from gradbook.data.loader import DataLoader
     from gradbook.optim.adam import AdamW
+    from gradbook.optim.schedule import WarmupCosine
     from gradbook.train.loop import Trainer
 
     model, sums = GPT(GPTConfig(10, 3, 2, 2, 32), key=0), Adder(1, held_back=10)
     optimizer = AdamW(decay_groups(model, 0.1), lr=3e-3, betas=(0.9, 0.95))
-    trainer = Trainer(model, token_loss, optimizer, clip_norm=1.0, progress=False)
-    trainer.fit(DataLoader(sums, 45, shuffle=True), epochs=200)
+    schedule = WarmupCosine(optimizer, 20, 600)
+    trainer = Trainer(
+        model, token_loss, optimizer, scheduler=schedule, clip_norm=1.0, progress=False
+    )
+    trainer.fit(DataLoader(sums, 45, shuffle=True), epochs=300)
     assert solved(model, sums) == 1.0
 
 
