@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradbook import settings as knobs
+from gradbook.data.loader import DataLoader
 from gradbook.models.generate import GenerateError, chances, draw, generate, stream, tokens
 from gradbook.models.gpt import (
     DATA,
@@ -42,11 +43,14 @@ from gradbook.models.pretrained import (
 )
 from gradbook.nn.attention import check_causal
 from gradbook.nn.embedding import IdError
+from gradbook.optim.adam import AdamW
+from gradbook.optim.schedule import WarmupCosine
 from gradbook.tensor import random
-from gradbook.tensor.core import ShapeError, no_grad
+from gradbook.tensor.core import ShapeError, Tensor, no_grad
 from gradbook.text.tokenizer import CharTokenizer, TokenizerError
 from gradbook.train.callbacks import Callback
 from gradbook.train.checkpoint import CheckpointError, load_tensors, save_tensors
+from gradbook.train.loop import Trainer
 
 SMALL = GPTConfig(n_vocab=20, context=12, layers=2, heads=2, width=16)
 LLAMA = GPTConfig(
@@ -251,11 +255,6 @@ def test_a_run_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_one_digit_sums_are_learned(tmp_path: Path) -> None:
-    from gradbook.data.loader import DataLoader
-    from gradbook.optim.adam import AdamW
-    from gradbook.optim.schedule import WarmupCosine
-    from gradbook.train.loop import Trainer
-
     model, sums = GPT(GPTConfig(10, 3, 2, 2, 32), key=0), Adder(1, held_back=10)
     optimizer = AdamW(decay_groups(model, 0.1), lr=3e-3, betas=(0.9, 0.95))
     schedule = WarmupCosine(optimizer, 20, 600)
@@ -397,6 +396,29 @@ def test_logits_equal_hugging_faces(tmp_path: Path, kind: str, given: dict[str, 
             pad_token_id=0,
         )[0, 3:].tolist()  # fmt: skip
     assert list(tokens(model, prompt, 20, temperature=0)) == greedy
+
+
+def test_training_goes_as_in_pytorch(tmp_path: Path) -> None:
+    off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    peer, torch = hugging(tmp_path, "gpt2", **off), pytest.importorskip("torch")
+    model, options = from_pretrained(tmp_path), {"lr": 1e-3, "betas": (0.9, 0.99)}
+    ours = AdamW(decay_groups(model, 0.1), **options)  # type: ignore[arg-type]
+    matrices, vectors = ([p for p in peer.parameters() if (p.ndim > 1) == b] for b in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    theirs, losses = torch.optim.AdamW(groups, **options), []
+    trainer = Trainer(model, token_loss, ours, clip_norm=1.0, progress=False)
+    ids = np.random.default_rng(0).integers(0, 97, (6, 4, 33))
+    for rows in ids:
+        x, y = torch.tensor(rows[:, :-1]), torch.tensor(rows[:, 1:])
+        theirs.zero_grad()
+        loss = torch.nn.functional.cross_entropy(peer(x).logits.reshape(-1, 97), y.reshape(-1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        theirs.step()
+        mine = trainer.update([(Tensor(rows[:, :-1].copy()), Tensor(rows[:, 1:].copy()))])
+        losses.append((mine, loss.item()))
+    np.testing.assert_allclose(*zip(*losses), rtol=1e-4)
+    assert losses[-1][1] < losses[0][1]
 
 
 def rewritten(folder: Path, change: Any, **metadata: str) -> None:
