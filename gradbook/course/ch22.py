@@ -214,7 +214,7 @@ questions = Quiz(
         wrong={
             "nothing, it has not learned yet": "ignorance costs 4.19, not 30",
             "the learning rate": "no step has been made",
-            "the loss is a sum and not a mean": "then it would grow with the batch; look there next",
+            "the loss is a sum and not a mean": "then it would grow with the batch",
         },
     ),
     Question(
@@ -248,7 +248,7 @@ questions = Quiz(
         },
     ),
     Question(
-        "GPT-2's weights load without an error, and the model writes nonsense. The likeliest cause?",
+        "GPT-2's weights load without an error, and the model writes nonsense. Why?",
         right="the square matrix `attn.c_proj` was not transposed",
         because="a matrix of 768 x 768 fits both ways",
         wrong={
