@@ -67,7 +67,12 @@ _all_ = [
 __getattr__, __dir__ = lazy(
     "gradbook.nn",
     {
-        **dict.fromkeys("activations conv embedding init linear losses module norm pool".split(), ""),
+        **dict.fromkeys(
+            """
+            activations conv embedding init linear losses module norm pool
+            """.split(),
+            "",
+        ),
         **dict.fromkeys(
             """
             ELU GELU Hardtanh LeakyReLU LogSigmoid LogSoftmax Mish PReLU ReLU ReLU6 SELU Sigmoid
