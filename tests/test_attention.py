@@ -1,0 +1,339 @@
+"Attention against PyTorch's, against itself in other orders, and against what goes wrong."
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradbook.nn import attention as A
+from gradbook.nn.attention import KVCache, MultiHeadAttention, attention_weights, causal_mask
+from gradbook.nn.attention import check_causal, influence, padding_mask, rotary
+from gradbook.nn.attention import scaled_dot_product_attention as sdpa
+from gradbook.nn.embedding import Embedding
+from gradbook.nn.module import Module
+from gradbook.tensor.check import check_primitive
+from gradbook.tensor.core import TABLE, GraphError, Tensor, detect_anomaly, matmul, no_grad
+from gradbook.tensor.transforms import grad, hessian, jvp, vmap
+
+
+def draw(*shape: int, seed: int = 0, dtype: str = "float32") -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def three(lead: tuple[int, ...], t: int, s: int, d: int, e: int, kv: tuple[int, ...] = ()) -> Any:
+    kv = kv or lead
+    return draw(*lead, t, d, seed=1), draw(*kv, s, d, seed=2), draw(*kv, s, e, seed=3)
+
+
+CASES = {
+    "plain": (three((2, 3), 5, 7, 4, 6), {}),
+    "causal": (three((2, 3), 6, 6, 4, 4), {"is_causal": True}),
+    "long": (three((1, 2), 700, 500, 16, 16), {}),
+    "long causal": (three((2,), 600, 600, 8, 8), {"is_causal": True}),
+    "bools": (three((2, 3), 5, 7, 4, 4), {"attn_mask": draw(2, 1, 5, 7) > -0.5}),
+    "padding": (three((2, 3), 5, 7, 4, 4), {"attn_mask": padding_mask([4, 7], 7).numpy()}),
+    "floats": (three((2, 3), 5, 7, 4, 4), {"attn_mask": draw(5, 7)}),
+    "gqa": (three((2, 6), 5, 5, 4, 4, (2, 2)), {"enable_gqa": True, "is_causal": True}),
+    "one kv head": (three((2, 6), 5, 8, 4, 4, (2, 1)), {"enable_gqa": True}),
+    "scale": (three((2, 3), 5, 7, 4, 4), {"scale": 0.2}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("block", [2**17, 2**8])
+def test_values_and_gradients_are_torchs(
+    name: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is the peer")
+    if name.startswith("long") and block < 2**17:
+        pytest.skip("many blocks already")
+    monkeypatch.setattr(A, "BLOCK", block)
+    arrays, options = CASES[name]
+    ours = [Tensor(a, requires_grad=True) for a in arrays]
+    theirs = [torch.tensor(a, requires_grad=True) for a in arrays]
+    out = sdpa(*ours, **options)
+    peer_options = {k: torch.tensor(v) if k == "attn_mask" else v for k, v in options.items()}
+    peer = torch.nn.functional.scaled_dot_product_attention(*theirs, **peer_options)
+    np.testing.assert_allclose(out.numpy(), peer.detach().numpy(), atol=1e-5)
+    g = draw(*out.shape, seed=9)
+    out.backward(g)
+    peer.backward(torch.tensor(g))
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(a.grad.numpy(), b.grad.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["attend", "attend_back"])
+def test_rules_hold_in_many_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Both derivatives and both modes, with one query at a time in the second order."
+    monkeypatch.setattr(A, "BLOCK", 1)
+    for row in check_primitive(TABLE[name]):
+        assert row.ok, row
+
+
+def test_blocks_agree_with_the_whole_matrix() -> None:
+    q, k, v = three((2, 2), 150, 200, 8, 8)
+    mask = draw(2, 1, 150, 200) > 0
+    for options in ({}, {"is_causal": True}, {"attn_mask": mask, "is_causal": True}):
+        whole = matmul(attention_weights(q, k, **options), v)
+        np.testing.assert_allclose(sdpa(q, k, v, **options).numpy(), whole.numpy(), atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 70), st.integers(1, 70), st.booleans(), st.integers(0, 3), st.integers(0, 10**6)
+)
+def test_any_length_and_mask(t: int, s: int, causal: bool, bar: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.normal(size=(2, n, 3)) * 3 for n in (t, s, s))
+    mask = rng.random((2, t, s)) < bar / 3 if bar < 3 else None
+    out = sdpa(q, k, v, mask, is_causal=causal)
+    whole = matmul(attention_weights(q, k, mask, causal), v)
+    np.testing.assert_allclose(out.numpy(), whole.numpy(), atol=1e-10)
+    assert np.isfinite(out.numpy()).all()
+
+
+def test_rows_with_nothing_to_look_at_are_zero() -> None:
+    "In values, gradients and second derivatives, and nobody warns."
+    q, k, v = (Tensor(a, requires_grad=True) for a in three((2,), 4, 5, 3, 3))
+    mask = np.ones((4, 5), bool)
+    mask[1] = False
+    floats = np.where(mask, 0.0, -np.inf).astype("float32")
+    for m in (mask, floats):
+        with detect_anomaly(), np.errstate(all="raise", under="ignore"):
+            out = sdpa(q, k, v, m)
+            q.grad = None
+            out.sum().backward()
+        assert (out.numpy()[:, 1] == 0).all() and (q.grad.numpy()[:, 1] == 0).all()
+        assert np.isfinite(q.grad.numpy()).all()
+    none = sdpa(q, k, v, np.zeros((4, 5), bool))
+    assert (none.numpy() == 0).all()
+    first = sdpa(q.detach(), k.detach()[:, :2], v.detach()[:, :2], is_causal=True).numpy()
+    assert (first[:, :2] == 0).all() and (first[:, 2:] != 0).all()
+    assert (sdpa(q, k.detach()[:, :0], v.detach()[:, :0]).numpy() == 0).all()
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q, k, v = three((1,), 3, 300, 4, 4)
+    out = sdpa(q * 1e4, k * 1e2, v).numpy()
+    best = (q @ k.swapaxes(-1, -2)).argmax(-1)
+    np.testing.assert_allclose(out[0], v[0][best[0]], rtol=1e-6)
+    half = sdpa(*(a.astype("float16") for a in (q, k, v)))
+    assert half.dtype == "float16"
+    np.testing.assert_allclose(half.numpy(), sdpa(q, k, v).numpy(), atol=5e-3)
+
+
+def test_memory_grows_with_the_length_not_its_square() -> None:
+    "Forward, backward and the product with a Hessian: four times as long, four times as much."
+
+    def peak(n: int, second: bool) -> int:
+        q, k, v = (Tensor(draw(1, n, 16), requires_grad=True) for _ in range(3))
+        tracemalloc.start()
+        if second:
+            slope = grad(lambda q: (sdpa(q, k.detach(), v.detach(), is_causal=True) ** 2).sum())
+            jvp(slope, (q.detach(),), (q.detach(),))
+        else:
+            sdpa(q, k, v, is_causal=True).sum().backward()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    for second in (False, True):
+        small, large = peak(1024, second), peak(4096, second)
+        assert large < 4096 * 4096 * 4 / 4  # a quarter of one whole matrix
+        assert large < 5 * small, (second, small, large)
+
+
+def test_transforms() -> None:
+    "`vmap` over any of the inputs, `hessian`, and derivatives of a cotangent."
+    q, k, v = three((3,), 4, 4, 2, 2)
+    masks = draw(3, 4, 4, seed=5) > 0
+    one = np.stack([sdpa(q[0], k[0], v[0], m).numpy() for m in masks])
+    many = vmap(lambda m: sdpa(q[0], k[0], v[0], m))(masks)
+    np.testing.assert_allclose(many.numpy(), one, atol=1e-6)
+    both = vmap(lambda a, b: sdpa(a, b, v[0], is_causal=True))(q, k)
+    loop = np.stack([sdpa(a, b, v[0], is_causal=True).numpy() for a, b in zip(q, k)])
+    np.testing.assert_allclose(both.numpy(), loop, atol=1e-6)
+    a, b, c = (x[0].astype("float64") for x in (q, k, v))
+    curved = hessian(lambda a: (sdpa(a, b, c) ** 2).sum())(a)
+    naive = hessian(lambda a: (matmul(attention_weights(a, b), c) ** 2).sum())(a)
+    np.testing.assert_allclose(curved.numpy(), naive.numpy(), atol=1e-10)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_module_is_torchs(bias: bool) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is the peer")
+    ours = MultiHeadAttention(12, 3, bias=bias, key=0)
+    peer = torch.nn.MultiheadAttention(12, 3, bias=bias, batch_first=True)
+    state = {k: torch.tensor(v.numpy()) for k, v in ours.state_dict().items()}
+    names = {"in_proj.weight": "in_proj_weight", "in_proj.bias": "in_proj_bias"}
+    peer.load_state_dict({names.get(k, k): v for k, v in state.items()})
+    x, context, pad = draw(2, 5, 12), draw(2, 7, 12, seed=1), np.arange(7) < np.array([[4], [7]])
+    for other, mask in ((None, None), (context, pad[:, None, None])):
+        a = Tensor(x, requires_grad=True)
+        b = torch.tensor(x, requires_grad=True)
+        c = b if other is None else torch.tensor(other)
+        hidden = None if mask is None else torch.tensor(~pad)
+        out = ours(a, other, mask=mask)
+        want, weights = peer(b, c, c, key_padding_mask=hidden, average_attn_weights=False)
+        np.testing.assert_allclose(out.numpy(), want.detach().numpy(), atol=1e-5)
+        found = ours.weights(a, other, mask=mask)
+        np.testing.assert_allclose(found.numpy(), weights.detach().numpy(), atol=1e-5)
+        out.sum().backward()
+        want.sum().backward()
+        np.testing.assert_allclose(a.grad.numpy(), b.grad.numpy(), atol=1e-5)
+        for name, p in peer.named_parameters():
+            own = {names.get(k, k): q for k, q in ours.named_parameters()}[name]
+            np.testing.assert_allclose(own.grad.numpy(), p.grad.numpy(), atol=1e-4)
+
+
+def test_rotary_sees_distances_only() -> None:
+    "Also far out, also interleaved; and lengths stay."
+    q, k = draw(1, 8, dtype="float64"), draw(1, 8, seed=1, dtype="float64")
+    for how in (False, True):
+
+        def at(x: Any, p: int, how: bool = how) -> Any:
+            return rotary(x, [p], interleaved=how).numpy()
+
+        first = at(q, 3) @ at(k, 1).T
+        np.testing.assert_allclose(at(q, 1003) @ at(k, 1001).T, first, atol=1e-10)
+        assert abs(at(q, 4) @ at(k, 1).T - first).item() > 1e-3
+        np.testing.assert_allclose(np.linalg.norm(at(q, 77)), np.linalg.norm(q))
+    both = np.empty_like(q)
+    both[..., 0::2], both[..., 1::2] = q[..., :4], q[..., 4:]
+    turned = rotary(both, [5], interleaved=True).numpy()
+    halves = rotary(q, [5]).numpy()
+    np.testing.assert_allclose(turned[..., 0::2], halves[..., :4])
+    np.testing.assert_allclose(turned[..., 1::2], halves[..., 4:])
+
+
+def test_rotary_is_llamas() -> None:
+    llama = pytest.importorskip(
+        "transformers.models.llama.modeling_llama", reason="transformers is the peer"
+    )
+    import torch
+
+    x = draw(1, 2, 6, 8)
+    angles = np.arange(6)[:, None] * 10000.0 ** (-np.arange(4) / 4)
+    angles = torch.tensor(np.concatenate([angles, angles], -1)[None].astype("float32"))
+    want, _ = llama.apply_rotary_pos_emb(
+        torch.tensor(x), torch.tensor(x), angles.cos(), angles.sin()
+    )
+    np.testing.assert_allclose(rotary(x).numpy(), want.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("base", [None, 10000.0])
+@pytest.mark.parametrize("pieces", [[1] * 21, [7, 1, 1, 12]])
+def test_the_cache_gives_what_the_full_pass_gives(
+    kv_heads: int, base: float | None, pieces: list[int]
+) -> None:
+    layer = MultiHeadAttention(16, 4, n_kv_heads=kv_heads, causal=True, rope_base=base, key=0)
+    x, cache, outs, start = draw(2, 21, 16), KVCache(), [], 0
+    with no_grad():
+        whole = layer(x).numpy()
+        for n in pieces:
+            outs.append(layer(x[:, start : start + n], cache=cache).numpy())
+            start += n
+        np.testing.assert_allclose(np.concatenate(outs, 1), whole, atol=1e-5)
+        cache.truncate(10)
+        again = layer(x[:, 10:13], cache=cache).numpy()
+    np.testing.assert_allclose(again, whole[:, 10:13], atol=1e-5)
+    assert len(cache) == 13
+
+
+def test_a_cache_refuses() -> None:
+    layer = MultiHeadAttention(8, 2, causal=True, key=0)
+    with pytest.raises(GraphError, match="no_grad"):
+        layer(draw(1, 2, 8), cache=KVCache())
+    with no_grad():
+        cache = KVCache(max_length=3)
+        layer(draw(1, 2, 8), cache=cache)
+        with pytest.raises(A.AttentionError, match="4 places, and max_length is 3"):
+            layer(draw(1, 2, 8), cache=cache)
+        with pytest.raises(A.AttentionError, match="take a new cache"):
+            layer(draw(2, 1, 8), cache=cache)
+        assert len(cache) == 2
+        with pytest.raises(A.AttentionError, match="holds 2"):
+            cache.truncate(5)
+
+
+class Model(Module):
+    "Ids -> logits, with a leak of one's choice."
+
+    def __init__(self, leak: str = "") -> None:
+        self.leak = leak
+        self.embedding = Embedding(10, 8, key=0)
+        self.attention = MultiHeadAttention(8, 2, causal=leak != "no mask", rope_base=1e4, key=1)
+
+    def forward(self, ids: Any) -> Tensor:
+        x = self.embedding(ids)
+        if self.leak == "mean over time":
+            x = x - x.mean(axis=1, keepdims=True)
+        if self.leak == "shifted":
+            x = A.concat([x[:, 1:], x[:, :1]], axis=1)
+        mask = None
+        if self.leak == "mask off by one":
+            self.attention.causal = False
+            mask = causal_mask(ids.shape[1] + 1).numpy()[1:, :-1]
+        x = x + self.attention(x, mask=mask)
+        return x * x.max() if self.leak == "largest" else x
+
+
+def test_the_detector() -> None:
+    "Nothing is found where nothing is, every planted leak is, and the model is as it was."
+    ids = np.random.default_rng(0).integers(0, 10, (2, 9))
+    honest = Model()
+    check_causal(honest, ids, at=honest.embedding)
+    found = influence(honest, ids, at=honest.embedding)
+    assert found.shape == (9, 9) and ((found > 0) == np.tri(9, dtype=bool)).all()
+    assert not honest.embedding._hooks and all(p.grad is None for p in honest.parameters())
+    for leak in ("no mask", "mean over time", "shifted", "mask off by one", "largest"):
+        model = Model(leak)
+        with pytest.raises(A.LeakError, match="comes later"):
+            check_causal(model, ids, at=model.embedding)
+    check_causal(lambda x: x[:, :1] + x, draw(1, 5, 2))
+    check_causal(lambda x: x.detach(), draw(1, 5, 2))
+    with pytest.raises(A.LeakError, match="1 leaks, up to 1 ahead: output 2 depends on input 3"):
+        check_causal(lambda x: x + x[:, [0, 1, 3, 3, 4]] * 0.001, draw(1, 5, 2))
+
+
+def test_bad_input_is_named() -> None:
+    q, k, v = three((2, 4), 3, 5, 6, 6)
+    for bad, words in (
+        ((q, k[..., :5], v), "one size"),
+        ((q, k, v[..., :4, :]), "5 keys, 4 values"),
+        ((q, k[:, :2], v[:, :2]), "enable_gqa=True shares 2 among 4"),
+        ((q[0, 0, 0], k, v), "length, size"),
+        ((q, k, v, np.ones((3, 4), bool)), r"mask \(3, 4\) for scores \(2, 4, 3, 5\)"),
+        ((q, k, v, np.ones((3, 5), int)), "booleans or floats, not int64"),
+        ((q, k, v, None, 0.5), "dropout_key"),
+    ):
+        with pytest.raises(A.AttentionError, match=words):
+            sdpa(*bad)
+    with pytest.raises(A.AttentionError, match="don't share"):
+        sdpa(q, k[:, :3], v[:, :3], enable_gqa=True)
+    with pytest.raises(A.AttentionError, match="5 heads don't divide dim 12"):
+        MultiHeadAttention(12, 5)
+    with pytest.raises(A.AttentionError, match="share"):
+        MultiHeadAttention(12, 4, n_kv_heads=3)
+    with pytest.raises(A.AttentionError, match=r"\(batch, length, 12\)"):
+        MultiHeadAttention(12, 4)(draw(3, 12))
+    with pytest.raises(A.AttentionError, match="even size"):
+        rotary(draw(3, 5))
+    with pytest.raises(A.AttentionError, match="0 to 4"):
+        padding_mask([2, 5], 4)
+
+
+def test_dropout_belongs_to_training() -> None:
+    layer = MultiHeadAttention(8, 2, n_kv_heads=1, dropout=0.5, key=0)
+    x = draw(1, 6, 8)
+    first, second = layer(x).numpy(), layer(x).numpy()
+    assert np.abs(first - second).max() > 1e-3
+    layer.eval()
+    plain = MultiHeadAttention(8, 2, n_kv_heads=1, key=0)
+    np.testing.assert_allclose(layer(x).numpy(), plain(x).numpy(), atol=1e-6)
