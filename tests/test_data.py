@@ -284,8 +284,10 @@ def test_get_fetches_checks_and_reports(public: Any, monkeypatch: Any) -> None:
     entry = get("tiny", report=lambda *at: seen.append(at))
     assert (entry.state, entry.size) == ("cache", 1900) and seen[-1][0] == seen[-1][1]
     Path(entry.where, "tiny.txt.gz").write_bytes(gzip.compress(b"x" * 1900))
-    with pytest.raises(DataFileError, match="sha256"):
+    with pytest.raises(DataFileError, match=r"sha256 .*; remove it, and it can be fetched again"):
         get("tiny")
+    Path(entry.where, "tiny.txt.gz").unlink()
+    assert get("tiny").state == "cache"
 
 
 def test_get_says_what_is_wrong(public: Any, monkeypatch: Any) -> None:
@@ -304,13 +306,13 @@ def cifar_file(first: int) -> bytes:
     return rows.tobytes()
 
 
-def small_cifar(address: str = "") -> Source:
+def small_cifar(address: str = "", md5: str = "") -> Source:
     files = {}
     for k, name in enumerate(CIFAR10.files):
         content = cifar_file(k)
         sha256 = hashlib.sha256(content).hexdigest()
         files[name] = File((f"{name}.bin", f"{name}.png"), sha256, len(content))
-    return dataclasses.replace(CIFAR10, files=files, archive=address + "/cifar.tar.gz")
+    return dataclasses.replace(CIFAR10, files=files, archive=address + "/cifar.tar.gz", md5=md5)
 
 
 def test_a_set_that_comes_as_an_archive(public: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -319,12 +321,29 @@ def test_a_set_that_comes_as_an_archive(public: Any, tmp_path: Path, monkeypatch
         put(base, f"{name}.bin", cifar_file(k))
     shutil.make_archive(str(tmp_path / "cifar"), "gztar", tmp_path / "made")
     public["/cifar.tar.gz"] = (tmp_path / "cifar.tar.gz").read_bytes()
-    monkeypatch.setattr(module, "CIFAR10", small_cifar(public["address"].decode()))
+    md5 = hashlib.md5(public["/cifar.tar.gz"]).hexdigest()
+    monkeypatch.setattr(module, "CIFAR10", small_cifar(public["address"].decode(), md5))
     train, test = module.cifar10("train"), module.cifar10("test")
     assert (len(train), len(test), train.arrays[0].shape) == (100, 20, (100, 32, 32, 3))
     assert train.arrays[0][21, 0, 0, 0] == 2 and test.arrays[0][0, 5, 5, 2] == 5
     assert public["asked"] == ["/cifar.tar.gz"]
     assert not list(module.cache_folder().glob("*.tar.gz*"))
+
+
+def test_the_archive_is_checked_and_has_patience(public: Any, monkeypatch: Any) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def half(url: str, path: Path, *sha256: str, **options: Any) -> None:
+        seen.append(options)
+        raise DownloadError("it broke")
+
+    monkeypatch.setattr(module, "download", half)
+    assert len(CIFAR10.md5) == 32
+    for source in (CIFAR10, dataclasses.replace(tiny_at(public, "/x"), name="tiny2")):
+        monkeypatch.setattr(module, "UNREACHABLE", set())
+        with pytest.raises(DataFileError, match="it broke"):
+            locate(source, list(source.files)[:1])
+    assert seen[0]["md5"] == CIFAR10.md5 and "tries" not in seen[0] and seen[1]["tries"] == 1
 
 
 def test_an_archive_is_not_unpacked_over_something_else(public: Any, monkeypatch: Any) -> None:
@@ -533,6 +552,16 @@ def test_csv_file(tmp_path: Path) -> None:
         assert csv_file(path, labels=True).arrays[1].dtype == "int64"
     with pytest.raises(DataFileError, match=r"1\.5 is no label"):
         csv_file(put(tmp_path, "c.csv", b"1,1.5\n2,1\n"), labels=True)
+
+
+@pytest.mark.parametrize("text", [b"a,y\n1e300,0\n2,1\n", b"a,y\n1,1e300\n2,1\n"])
+def test_numbers_that_float32_does_not_have_are_refused(tmp_path: Path, text: bytes) -> None:
+    path = put(tmp_path, "e.csv", text)
+    for labels in (None, True, False):
+        with pytest.raises(DataFileError, match=r"1e\+300 is too large for float32"):
+            csv_file(path, labels=labels)
+    with pytest.raises(DataFileError, match=r"1e\+19 is no label"):
+        csv_file(put(tmp_path, "f.csv", b"1,1e19\n2,1\n"), labels=True)
 
 
 def test_npz_file(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradbook.data import download as module
 from gradbook.data.download import DownloadError, download, inside, show, unpack
 from gradbook.scalar.samples import DataFileError
 
@@ -76,7 +78,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = content[start:]
         if mood == "chunked":
             self.send_header("Transfer-Encoding", "chunked")
-        else:
+        elif mood != "cut":
             self.send_header("Content-Length", str(len(body)))
         if ranged:
             first = 0 if mood == "wrong range" else start
@@ -88,7 +90,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 piece = body[at : at + 50_000]
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             self.wfile.write(b"0\r\n\r\n")
-        elif mood in ("drops", "stalls"):
+        elif mood in ("drops", "stalls", "cut"):
             self.wfile.write(body[:150_000])
             self.wfile.flush()
             if mood == "stalls":
@@ -217,6 +219,32 @@ def test_without_a_checksum_a_later_call_begins_again(
     with pytest.raises(DownloadError):
         get("drops", tries=1, sha256=None)
     assert list((tmp_path / "sub").iterdir()) == []
+
+
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+def test_the_md5_of_what_is_sent(get: Any, server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="150,000 bytes are kept"):
+        get("drops", tries=1, sha256=None, md5=MD5)
+    assert get("good", sha256=None, md5=MD5).read_bytes() == CONTENT
+    assert ranges(server)[1] == "bytes=150000-"
+    assert get("404", sha256=None, md5=MD5).read_bytes() == CONTENT  # it is here already
+    with pytest.raises(DownloadError, match=r"MD5 \w+\.\.\. instead of 0000"):
+        get("good", tries=1, sha256=None, md5="0" * 32)
+
+
+def test_cut_short_by_a_server_that_does_not_tell_the_length(get: Any, server: Server) -> None:
+    assert get("cut", "good", sha256=None, md5=MD5).read_bytes() == CONTENT
+    assert ranges(server) == [None, None]
+
+
+def test_to_a_folder(get: Any, tmp_path: Path) -> None:
+    (tmp_path / "sub" / "file").mkdir(parents=True)
+    for sha256 in (SHA, None):
+        with pytest.raises(DownloadError, match="file: it is a folder; name a file in it"):
+            get("good", sha256=sha256)
+    assert not list((tmp_path / "sub").glob("*.part"))
 
 
 def test_too_long(get: Any) -> None:
@@ -414,6 +442,65 @@ def test_bombs_and_doubled_names(tmp_path: Path, kind: str) -> None:
     with pytest.raises(DataFileError, match="exists"):
         unpack(path, tmp_path / "out")
     assert everything(tmp_path) == {"a"}
+
+
+def header(kind: bytes, size: int, name: str = "x") -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
+@pytest.mark.parametrize("parts", [1, 40])
+def test_long_headers_are_not_read(tmp_path: Path, kind: bytes, parts: int) -> None:
+    "30 MB in all, once at a time and once in small ones, each before a member."
+    size = 30 * 2**20 // parts // 512 * 512
+    record = b"%d comment=" % size
+    data = record + b"a" * (size - len(record) - 1) + b"\n"
+    blocks = [header(kind, size) + data + header(FILE, 0, f"a{k}") for k in range(parts)]
+    (tmp_path / "a").write_bytes(gzip.compress(b"".join(blocks) + bytes(1024), 1))
+    del blocks, data
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataFileError, match=r"more is in the headers|name too long"):
+            unpack(tmp_path / "a", tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()
+    assert everything(tmp_path) == {"a"}
+
+
+def test_a_folder_of_any_size_makes_no_room_for_headers(tmp_path: Path) -> None:
+    record = b"24 size=100000000000000\n"
+    claim = header(b"x", len(record)) + record.ljust(512, b"\0") + header(tarfile.DIRTYPE, 0, "d")
+    long = header(b"x", 4 * 2**20) + bytes(4 * 2**20) + header(FILE, 0, "f")
+    (tmp_path / "a").write_bytes(claim + long + bytes(1024))
+    with pytest.raises(DataFileError, match="more is in the headers"):
+        unpack(tmp_path / "a", tmp_path / "out")
+
+
+def test_long_names_and_many_members_are_fine(tmp_path: Path) -> None:
+    name = "/".join(["n" * 90] * 5)
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "a", "w", format=form) as archive:
+            for k in range(1200):
+                info = tarfile.TarInfo(f"{name}{k}")
+                info.size, info.mtime = 3, 1.5
+                archive.addfile(info, io.BytesIO(b"abc"))
+        folder = unpack(tmp_path / "a", tmp_path / f"out{form}")
+        assert len(list((folder / name).parent.iterdir())) == 1200
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_too_many_members(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MEMBERS", 2)
+    names = {"a": b"", "b": b"", "c": b""}
+    if kind == "tar":
+        path = tar(tmp_path / "x", [(name, b"", FILE) for name in names])
+    else:
+        path = zip_of(tmp_path / "x", names)
+    with pytest.raises(DataFileError, match="it has more than 2 members"):
+        unpack(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])

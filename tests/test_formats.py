@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import tempfile
+import time
 import tracemalloc
 import zipfile
 import zlib
@@ -328,7 +329,7 @@ def test_a_first_row_of_numbers_and_words_is_not_guessed_at(tmp_path: Path) -> N
     text = "5.1,setosa\n4.9,setosa\n"
     for content in (text, "1,n/a\n2,3\n", "1,\n2,3\n"):
         with pytest.raises(DataFileError, match=r"row 1: .*say header=True or header=False"):
-            csv(tmp_path, content, words=[-1])
+            csv(tmp_path, content)
     assert len(csv(tmp_path, text, words=[-1], header=False).numbers) == 2
     assert csv(tmp_path, text, words=[-1], header=True).names == ("5.1", "setosa")
 
@@ -362,6 +363,34 @@ def test_csv_that_is_refused(tmp_path: Path, text: str | bytes, words: str) -> N
 def test_csv_with_an_unknown_column(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match="no column 'c'; there are: a, b"):
         csv(tmp_path, "a,b\n1,2\n", words=["c"])
+
+
+@pytest.mark.parametrize("cell", ["1" * 20_000 + "x", "." + "1" * 20_000 + "x", "1" * 401])
+def test_a_long_cell_takes_no_time(tmp_path: Path, cell: str) -> None:
+    begin = time.perf_counter()
+    with pytest.raises(DataFileError, match="is no finite number"):
+        csv(tmp_path, f"1,2\n{cell},3\n")
+    assert time.perf_counter() - begin < 1
+    assert number_in("1" * 300) == float("1" * 300)
+
+
+def test_columns_of_words_do_not_decide_about_the_header(tmp_path: Path) -> None:
+    rows = "5.1,3.5,setosa\n4.9,3.0,setosa\n"
+    for place in (-1, 2):
+        assert csv(tmp_path, rows, words=[place]).names == ("0", "1", "2")
+        assert csv(tmp_path, "a,b,c\n" + rows, words=[place]).names == ("a", "b", "c")
+    with pytest.raises(DataFileError, match="row 1: all columns hold words: say header=True"):
+        csv(tmp_path, "anna,f\nbert,m\n", words=[0, 1])
+    assert len(csv(tmp_path, "anna,f\nbert,m\n", words=[0, 1], header=False).numbers) == 2
+
+
+def test_csv_takes_no_more_memory_than_was_allowed(tmp_path: Path) -> None:
+    text = "a,b\n" + "".join(f"1,{k:x}\n" for k in range(2**16 + 1))
+    with pytest.raises(DataFileError, match="row 65538: column 'b': more than 65,536 words"):
+        csv(tmp_path, text, words=["b"])
+    assert len(csv(tmp_path, text[: text.rindex("1,")], words=["b"]).words["b"]) == 2**16
+    with pytest.raises(DataFileError, match="its numbers take more than 1,000 bytes"):
+        csv(tmp_path, "1,2,3,4\n" * 40, limit=1000)
 
 
 @settings(max_examples=50, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,24 @@ def test_the_wheel_works_from_any_folder(dist: Path, tmp_path: Path) -> None:
         [str(tmp_path / "env/bin/gradbook"), "info"], cwd=tmp_path, capture_output=True, text=True
     )
     assert shown.returncode == 0 and "gradbook" in shown.stdout
+    trains_without_a_network(tmp_path)
+
+
+def trains_without_a_network(tmp_path: Path) -> None:
+    "With nothing but the plain install: the digits that came with it, after a vain try to fetch."
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    keep = {k: v for k, v in os.environ.items() if k[:3] in ("PAT", "SYS", "LAN")}
+    done = subprocess.run(
+        "env/bin/gradbook train mlp --data mnist --epochs 1 --hidden 32 --json".split(),
+        cwd=tmp_path,
+        env={**keep, **nowhere, "HOME": str(tmp_path), "GRADBOOK_DOWNLOAD": "on"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert json.loads(done.stdout)["test_accuracy"] > 0.8
+    assert (tmp_path / "runs").is_dir()
 
 
 PYODIDE = "pyodide@314.0.7"

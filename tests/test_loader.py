@@ -200,10 +200,32 @@ def test_collate() -> None:
     assert out[0].shape == (2, 2) and out[1].dtype == "int64" and out[2].dtype == "float32"
     assert out[3] == ["a", "b"]
     assert collate([Tensor([1.0, 2.0])] * 3).shape == (3, 2)
-    with pytest.raises(ValueError, match="different shapes"):
+    with pytest.raises(ValueError, match=r"shapes .*: give a collate_fn"):
         collate([np.ones(2), np.ones(3)])
     with pytest.raises(ValueError, match="fields"):
         collate([(1, 2), (1,)])
+
+
+def test_collate_lists_and_dictionaries() -> None:
+    x, y = collate([[np.ones(2), 1], [np.zeros(2), 0]])
+    assert x.shape == (2, 2) and y.tolist() == [1, 0]
+    out = collate([{"x": np.ones(2), "pair": (1, "a")}, {"pair": (2, "b"), "x": np.zeros(2)}])
+    assert out["x"].tolist() == [[1, 1], [0, 0]] and out["pair"][1] == ["a", "b"]
+    with pytest.raises(ValueError, match="fields: give a collate_fn"):
+        collate([[1, 2], [1]])
+    for other in ({"y": 1}, {"x": 1, "y": 2}, {}):
+        with pytest.raises(ValueError, match=r"keys \['x'\]"):
+            collate([{"x": 1}, other])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_that_are_dictionaries(workers: int) -> None:
+    loader = DataLoader([{"x": np.full(3, k), "y": {"z": k}} for k in range(7)], 2,
+                        num_workers=workers)  # fmt: skip
+    batches = list(loader)
+    assert all(isinstance(batch["x"], Tensor) for batch in batches)
+    assert [batch["y"]["z"].tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5], [6]]
+    assert batches[3]["x"].tolist() == [[6, 6, 6]]
 
 
 def test_one_by_one_and_many_at_a_time_agree() -> None:
@@ -656,3 +678,4 @@ def test_channels_first_and_composition() -> None:
     both = Compose(RandomShift(2), RandomShift(2))(IMAGES, KEY)
     one, two = random.split(KEY)
     assert (both == RandomShift(2)(RandomShift(2)(IMAGES, one), two)).all()
+    assert (both == Compose([RandomShift(2), RandomShift(2)])(IMAGES, KEY)).all()

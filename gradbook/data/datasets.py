@@ -122,6 +122,7 @@ class Source:
     subset_is: str = ""
     system: str = ""  # where Debian's package puts it
     archive: str = ""  # one address for all files, as a .tar.gz
+    md5: str = ""  # of the archive as it is sent
     unpacked: str = ""  # the folder to unpack it to
     partial: bool = False  # whether the first files are of use without the others
 
@@ -244,6 +245,7 @@ CIFAR10 = Source(
         for name, sha256 in CIFAR_BATCHES.items()
     },
     archive="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
     unpacked="cifar10",
     partial=True,
 )
@@ -358,7 +360,8 @@ def fetch(
         target, packed = base / source.unpacked, base / f"{source.name}.tar.gz"
         if target.exists():
             raise DataFileError(target, "it is not complete; remove it to have it fetched again")
-        download(source.archive, packed, report=report or show(source.name), **patience)
+        shown = report or show(source.name)
+        download(source.archive, packed, md5=source.md5 or None, report=shown, **patience)
         unpack(packed, target)
         packed.unlink()
     for part in wanted if not source.archive else ():
@@ -424,7 +427,8 @@ def locate(
         why = "it could not be fetched"
         if source.name not in UNREACHABLE:
             try:
-                fetch(source, wanted, tries=1, timeout=5)
+                patience: dict[str, Any] = {} if source.archive else {"tries": 1, "timeout": 5}
+                fetch(source, wanted, **patience)
                 return installed(source, wanted) or packaged(source, wanted)
             except DownloadError as error:
                 UNREACHABLE.add(source.name)
@@ -636,8 +640,10 @@ def csv_file(
     """
     table = read_csv(path, words=words, **options)
     place = column_of(table.names, target)
+    if (large := np.abs(table.numbers) > np.finfo("float32").max).any():
+        raise DataFileError(path, f"{table.numbers[large][0]} is too large for float32")
     x, y = np.delete(table.numbers, place, axis=1), table.numbers[:, place]
-    whole = (y >= 0) & (y == np.floor(y))
+    whole = (y >= 0) & (y == np.floor(y)) & (y < 2**53)  # from there on, not all are exact
     if labels and not whole.all():
         raise DataFileError(path, f"{y[~whole][0]} is no label")
     if labels is None:
@@ -779,12 +785,16 @@ def get(name: str, report: Report | None = None) -> Entry:
 
 def verify(path: Path, file: File) -> None:
     "Read a file to its end; raises DataFileError if it isn't what it should be."
-    if path.suffix == ".png":
-        cifar_batch(path, file)
-    else:
-        source = Decoded(path, file.size)
-        source.take(file.size, "content")
-        source.end(file.sha256)
+    try:
+        if path.suffix == ".png":
+            cifar_batch(path, file)
+        else:
+            source = Decoded(path, file.size)
+            source.take(file.size, "content")
+            source.end(file.sha256)
+    except DataFileError as error:
+        hint = "remove it, and it can be fetched again"
+        raise DataFileError(path, f"{error.reason}; {hint}") from None
 
 
 def load(name: str, *args: Any, **options: Any) -> Any:

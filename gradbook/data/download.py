@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
+import math
 import os
 import shutil
 import stat
@@ -24,9 +26,9 @@ from .formats import Decoded, Place
 from ..scalar.samples import DataFileError
 
 # %% auto #0
-__all__ = ['CHUNK', 'AGAIN', 'Report', 'DownloadError', 'NotNow', 'opener', 'ask', 'Transfer', 'locked', 'fingerprint',
-           'is_sound', 'silent', 'download', 'show', 'Stream', 'inside', 'copy_member', 'unpack_tar', 'unpack_zip',
-           'unpack']
+__all__ = ['CHUNK', 'AGAIN', 'Report', 'MEMBERS', 'HEADERS', 'HEADER', 'DownloadError', 'NotNow', 'opener', 'ask', 'Transfer',
+           'locked', 'fingerprint', 'is_sound', 'silent', 'download', 'show', 'Stream', 'inside', 'copy_member',
+           'unpack_tar', 'unpack_zip', 'unpack']
 
 # %% ../../nbs/13_data.ipynb #8bc84505
 CHUNK = 2**16
@@ -150,8 +152,13 @@ def fingerprint(path: Place, limit: int) -> str:
     return source.end()
 
 
-def is_sound(path: Path, sha256: str | None, limit: int) -> str:
+def is_sound(path: Path, sha256: str | None, limit: int, md5: str | None = None) -> str:
     "Why a file can't be what it should be, or an empty text."
+    if md5:
+        with path.open("rb") as file:
+            packed = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+        if packed.hexdigest() != md5:
+            return f"MD5 {packed.hexdigest()[:12]}... instead of {md5[:12]}..."
     try:
         found = fingerprint(path, limit) if sha256 else ""
     except DataFileError as error:
@@ -170,6 +177,7 @@ def download(
     path: str | os.PathLike[str],
     sha256: str | None = None,
     *,
+    md5: str | None = None,
     limit: int = 2**32,
     timeout: float = 15.0,
     tries: int = 4,
@@ -178,13 +186,17 @@ def download(
 ) -> Path:
     """Fetch `url` to `path`, which appears complete and checked, or not at all.
 
-    `sha256`: of the unpacked content; with it, a later call goes on where this one was interrupted.
-    `limit`: the most bytes, packed or unpacked; `timeout`: seconds without a byte; `wait`: seconds
-    before the second of `tries`, doubled each time. Raises DownloadError.
+    `sha256`: of the unpacked content; `md5`: of the file as it is sent. With one of them, a later
+    call goes on where this one was interrupted; without, it begins again, and a file whose server
+    does not tell the length may be cut short. `limit`: the most bytes, packed or unpacked;
+    `timeout`: seconds without a byte; `wait`: seconds before the second of `tries`, doubled each
+    time. Raises DownloadError.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise DownloadError(f"{url}: only http and https can be fetched")
-    target = Path(path)
+    target, known = Path(path), sha256 or md5
+    if target.is_dir():
+        raise DownloadError(f"{target}: it is a folder; name a file in it")
     part, reason = target.with_name(target.name + ".part"), ""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -193,10 +205,10 @@ def download(
         raise DownloadError(f"{part}: it can't be written: {error.strerror}") from None
     with locked(part) as file:
         transfer = Transfer(url, file, limit, timeout, report)
-        if sha256 and target.exists() and not is_sound(target, sha256, limit):
+        if known and target.exists() and not is_sound(target, sha256, limit, md5):
             part.unlink()
             return target  # another process was faster
-        if not sha256:
+        if not known:
             file.truncate(0)
         for attempt in range(tries):
             pause = wait * 2 ** (attempt - 1) if attempt else 0.0
@@ -211,7 +223,7 @@ def download(
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
                 continue
             file.flush()
-            if not (reason := is_sound(part, sha256, limit)):
+            if not (reason := is_sound(part, sha256, limit, md5)):
                 os.fsync(file.fileno())
                 if os.name == "nt":
                     file.close()
@@ -219,7 +231,7 @@ def download(
                 return target
             file.truncate(0)
         kept = file.seek(0, os.SEEK_END)
-    note = f"; {kept:,} bytes are kept in {part}" if kept and sha256 else ""
+    note = f"; {kept:,} bytes are kept in {part}" if kept and known else ""
     if not note:
         part.unlink(missing_ok=True)
     raise DownloadError(f"{url}: {reason}, after {tries} tries{note}")
@@ -243,10 +255,13 @@ def show(name: str) -> Report:
 
 # %% ../../nbs/13_data.ipynb #0a906219
 class Stream:
-    "The unpacked content of a file, for programs that want to `read` it."
+    """The unpacked content of a file, for programs that want to `read` it.
 
-    def __init__(self, source: Decoded) -> None:
-        self.source, self.ahead = source, memoryview(b"")
+    Of `left` bytes no more are given out; who reads raises ValueError then.
+    """
+
+    def __init__(self, source: Decoded, left: float = math.inf) -> None:
+        self.source, self.ahead, self.left = source, memoryview(b""), left
 
     def read(self, n: int) -> bytes:
         found = bytearray()
@@ -257,6 +272,9 @@ class Stream:
             wanted = n - len(found)
             found += self.ahead[:wanted]
             self.ahead = self.ahead[wanted:]
+        self.left -= len(found)
+        if self.left < 0:
+            raise ValueError("more is in the headers than in the files")
         return bytes(found)
 
 # %% ../../nbs/13_data.ipynb #e73715a1
@@ -280,18 +298,27 @@ def copy_member(source: Any, size: int, target: Path, room: int) -> int:
     return room - size
 
 # %% ../../nbs/13_data.ipynb #152d12ee
+MEMBERS = 100_000  # the most in one archive
+HEADERS, HEADER = 2**20, 2**11  # bytes: of all headers, and how many more with each member
+
+
 def unpack_tar(path: Place, folder: Path, room: int) -> None:
     source = Decoded(path, 2 * room + 2**20)
-    stream = Stream(source)
+    stream = Stream(source, HEADERS)
     with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
-        for member in archive:
+        for count, member in enumerate(archive):
+            if count == MEMBERS:
+                raise ValueError(f"it has more than {MEMBERS:,} members")
+            stream.left += HEADER
             target = inside(folder, member.name)
             if member.isdir():
                 target.mkdir(parents=True, exist_ok=True)
             elif member.isreg() and not member.issparse():
+                stream.left += member.size
                 room = copy_member(archive.extractfile(member), member.size, target, room)
             else:
                 raise ValueError(f"member {member.name!r} is no plain file")
+    stream.left = math.inf
     while stream.read(CHUNK):
         pass
     source.end()
@@ -299,6 +326,8 @@ def unpack_tar(path: Place, folder: Path, room: int) -> None:
 
 def unpack_zip(path: Place, folder: Path, room: int) -> None:
     with zipfile.ZipFile(Path(str(path))) as archive:
+        if len(archive.infolist()) > MEMBERS:
+            raise ValueError(f"it has more than {MEMBERS:,} members")
         for member in archive.infolist():
             target, mode = inside(folder, member.filename), member.external_attr >> 16
             if member.is_dir():
@@ -315,8 +344,9 @@ def unpack(
 ) -> Path:
     """Unpack a .zip or a .tar (plain, .gz or .xz) into a new folder, which appears whole or not.
 
-    Refused with DataFileError: names that lead outside, links and devices, doubled names, and more
-    than `limit` bytes in all. A `folder` that exists already raises FileExistsError.
+    Refused with DataFileError: names that lead outside, links and devices, doubled names, more than
+    `limit` bytes in all, or more than 100,000 members. A `folder` that exists already raises
+    FileExistsError.
     """
     target = Path(folder)
     if target.exists():

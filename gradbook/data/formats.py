@@ -24,10 +24,11 @@ import numpy as np
 from ..scalar.samples import DataFileError
 
 # %% auto #0
-__all__ = ['Place', 'CHUNK', 'LIMIT', 'MEMORY', 'GZIP', 'XZ', 'IDX', 'AXES', 'PNG', 'CHANNELS', 'LINE', 'NUMBER', 'DEFLATED',
-           'opened', 'unpacked', 'chunks', 'Decoded', 'sized', 'read_idx', 'paeth', 'unfilter', 'png_chunks',
-           'png_shape', 'png_rows', 'palette_of', 'read_png', 'Table', 'number_in', 'column_of', 'text_lines',
-           'decoded_line', 'Columns', 'has_names', 'columns_of', 'read_csv', 'npy_shape', 'read_npz', 'read_text']
+__all__ = ['Place', 'CHUNK', 'LIMIT', 'MEMORY', 'GZIP', 'XZ', 'IDX', 'AXES', 'PNG', 'CHANNELS', 'LINE', 'WORDS', 'CELL', 'NUMBER',
+           'DEFLATED', 'opened', 'unpacked', 'chunks', 'Decoded', 'sized', 'read_idx', 'paeth', 'unfilter',
+           'png_chunks', 'png_shape', 'png_rows', 'palette_of', 'read_png', 'Table', 'number_in', 'column_of',
+           'text_lines', 'decoded_line', 'Columns', 'has_names', 'columns_of', 'read_csv', 'npy_shape', 'read_npz',
+           'read_text']
 
 # %% ../../nbs/13_data.ipynb #265d6a83
 Place: TypeAlias = "str | os.PathLike[str] | Traversable"
@@ -314,7 +315,9 @@ def read_png(path: Place, limit: int = LIMIT) -> np.ndarray[Any, Any]:
 
 # %% ../../nbs/13_data.ipynb #71e9bf3f
 LINE = 2**20  # the longest line, in bytes
-NUMBER = re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *", re.ASCII)
+WORDS = 2**16  # the most different words in a column
+CELL = 400  # the longest number, in characters: the largest ones have 309 digits
+NUMBER = re.compile(r" *[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)? *", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -328,7 +331,7 @@ class Table:
 # %% ../../nbs/13_data.ipynb #4f6f2da4
 def number_in(cell: str) -> float | None:
     "The finite number that a cell holds, or None."
-    value = float(cell) if NUMBER.fullmatch(cell) else math.inf
+    value = float(cell) if len(cell) <= CELL and NUMBER.fullmatch(cell) else math.inf
     return value if math.isfinite(value) else None
 
 # %% ../../nbs/13_data.ipynb #6c4daeaf
@@ -378,6 +381,8 @@ class Columns:
             if k in self.words:
                 known = self.words[k]
                 self.numbers.append(known.setdefault(cell.strip(), len(known)))
+                if len(known) > WORDS:
+                    raise ValueError(f"column {self.names[k]!r}: more than {WORDS:,} words")
             elif (number := number_in(cell)) is not None:
                 self.numbers.append(number)
             else:
@@ -393,9 +398,12 @@ class Columns:
         return Table(self.names, numbers, words)
 
 # %% ../../nbs/13_data.ipynb #e0e9287e
-def has_names(row: Sequence[str]) -> bool:
-    "Whether a first row holds names, not numbers. Raises ValueError if it holds both."
-    numbers = [number_in(cell) is not None for cell in row]
+def has_names(row: Sequence[str], words: Collection[str | int] = ()) -> bool:
+    "Whether a first row holds names, not numbers. Raises ValueError if it is in doubt."
+    aside = {word % len(row) for word in words if isinstance(word, int)}
+    numbers = [number_in(cell) is not None for k, cell in enumerate(row) if k not in aside]
+    if not numbers:
+        raise ValueError("all columns hold words: say header=True or header=False")
     if any(numbers) and not all(numbers):
         raise ValueError("numbers and words in the first row: say header=True or header=False")
     return not any(numbers)
@@ -418,8 +426,9 @@ def read_csv(
 ) -> Table:
     """A table of numbers from a text, plain, .gz or .xz. Raises DataFileError, naming the row.
 
-    `header`: whether the first line has names; None takes it for names if no number is in it.
+    `header`: whether the first line has names; None finds out, or asks for an answer.
     `words`: columns, by name or place, that hold words. Missing or infinite numbers are refused.
+    `limit`: the most bytes, as text and as numbers.
     """
     source, columns = Decoded(path, limit), None
     rows = csv.reader(text_lines(source), delimiter=separator, strict=True)
@@ -427,11 +436,13 @@ def read_csv(
         for row in filter(None, rows):
             if columns is None:
                 if header is None:
-                    header = has_names(row)
+                    header = has_names(row, words)
                 columns = columns_of(row, header, words)
                 if header:
                     continue
             columns.add(row)
+            if 8 * len(columns.numbers) > limit:
+                raise ValueError(f"its numbers take more than {limit:,} bytes")
     except DataFileError:
         raise
     except (ValueError, csv.Error) as error:

@@ -80,19 +80,26 @@ class WeightedRandomSampler(SequentialSampler):
 
 # %% ../../nbs/13b_loader.ipynb #4f8fbc63
 def collate(examples: Sequence[Any]) -> Any:
-    "Put examples together: arrays and numbers are stacked, tuples field by field, the rest listed."
+    """Put examples together: arrays and numbers are stacked, the rest is listed.
+
+    Tuples and lists go field by field, dictionaries key by key. Raises ValueError.
+    """
     first = examples[0]
     if isinstance(first, Tensor):
         return collate([example.data for example in examples])
-    if isinstance(first, tuple):
+    if isinstance(first, dict):
+        if any(example.keys() != first.keys() for example in examples):
+            raise ValueError(f"collate: not all examples have the keys {list(first)}")
+        return {key: collate([example[key] for example in examples]) for key in first}
+    if isinstance(first, (tuple, list)):
         lengths = {len(example) for example in examples}
         if len(lengths) > 1:
-            raise ValueError(f"collate: examples have {sorted(lengths)} fields")
+            raise ValueError(f"collate: examples have {sorted(lengths)} fields: give a collate_fn")
         return tuple(collate(field) for field in zip(*examples))
     if isinstance(first, (np.ndarray, np.generic)):
         shapes = {np.shape(example) for example in examples}
         if len(shapes) > 1:
-            raise ValueError(f"collate: examples have different shapes: {sorted(shapes)[:3]}")
+            raise ValueError(f"collate: shapes {sorted(shapes)[:3]}: give a collate_fn")
         return np.stack(examples)
     if isinstance(first, (bool, int, float)):
         return asarray(list(examples), device="cpu")
@@ -121,6 +128,8 @@ class Recipe:
 # %% ../../nbs/13b_loader.ipynb #9e52dc33
 def as_tensors(batch: Any) -> Any:
     "Arrays of numbers become tensors, without a copy; the rest stays."
+    if isinstance(batch, dict):
+        return {key: as_tensors(part) for key, part in batch.items()}
     if isinstance(batch, tuple):
         return tuple(as_tensors(part) for part in batch)
     if isinstance(batch, np.ndarray) and batch.dtype.name in DTYPES:
@@ -302,6 +311,9 @@ class Stowed(tuple[Any, ...]):
 
 def stow(batch: Any, room: np.ndarray[Any, Any], start: int = 0) -> tuple[Any, int]:
     "Put the arrays of a batch into shared memory, as long as there is room; what remains is small."
+    if isinstance(batch, dict):
+        values, start = stow(tuple(batch.values()), room, start)
+        return dict(zip(batch, values)), start
     if isinstance(batch, tuple):
         parts = []
         for part in batch:
@@ -324,13 +336,15 @@ def unstow(small: Any, room: np.ndarray[Any, Any]) -> Any:
         start, dtype, shape = small
         size = dtype.itemsize * int(np.prod(shape))
         return room[start : start + size].view(dtype).reshape(shape).copy()
+    if isinstance(small, dict):
+        return {key: unstow(part, room) for key, part in small.items()}
     return tuple(unstow(part, room) for part in small) if isinstance(small, tuple) else small
 
 
 def bytes_in(batch: Any) -> int:
     "How much room the arrays of a batch take."
-    if isinstance(batch, tuple):
-        return sum(map(bytes_in, batch))
+    if isinstance(batch, (tuple, dict)):
+        return sum(map(bytes_in, batch.values() if isinstance(batch, dict) else batch))
     return -(-batch.nbytes // 64) * 64 if isinstance(batch, np.ndarray) else 0
 
 # %% ../../nbs/13b_loader.ipynb #572f2a2a

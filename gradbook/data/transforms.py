@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,11 @@ class Transform:
 
 
 class Compose(Transform):
-    "One after the other, each with a key of its own."
+    "One after the other, each with a key of its own; given one by one, or as a list."
 
-    def __init__(self, *transforms: Transform) -> None:
-        self.transforms = transforms
+    def __init__(self, *transforms: Transform | Sequence[Transform]) -> None:
+        flat = [t if isinstance(t, Sequence) else [t] for t in transforms]
+        self.transforms = tuple(transform for group in flat for transform in group)
 
     def images(self, x: np.ndarray[Any, Any], key: Key) -> np.ndarray[Any, Any]:
         for transform, own in zip(self.transforms, random.split(key, len(self.transforms))):
