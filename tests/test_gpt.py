@@ -338,6 +338,9 @@ def test_bad_wishes_are_named() -> None:
     for name, value in (("temperature", -1), ("top_k", 0), ("top_p", 0), ("repetition_penalty", 0)):
         with pytest.raises(GenerateError, match=f"{name} is {value}"):
             chances([1.0, 2.0], **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(GenerateError, match="1 of 2 logits are NaN"):
+        chances([1.0, math.nan])
+    np.testing.assert_array_equal(chances([1.0, 2.0, -math.inf], temperature=1e-320), [0, 1, 0])
     with pytest.raises(GenerateError, match="a prompt of 13 tokens; 1 to 12"):
         list(tokens(model, [0] * 13, 1))
     with pytest.raises(GenerateError, match="a prompt of 0"):

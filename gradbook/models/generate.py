@@ -52,6 +52,8 @@ def chances(
     """
     check_choice(temperature, top_k, top_p, repetition_penalty)
     z = np.array(logits, "float64")
+    if not z.size or np.isnan(z).any() or not np.isfinite(z.max()):
+        raise GenerateError(f"generate: {np.isnan(z).sum()} of {z.size} logits are NaN, or all -inf")
     if seen and repetition_penalty != 1:
         ids = np.array(sorted(seen))
         z[ids] = np.where(z[ids] > 0, z[ids] / repetition_penalty, z[ids] * repetition_penalty)
@@ -59,7 +61,8 @@ def chances(
         p = np.zeros_like(z)
         p[z.argmax()] = 1.0
         return p
-    p = np.exp((z - z.max()) / temperature)
+    with np.errstate(over="ignore"):  # a tiny temperature: -inf, and e^-inf is 0
+        p = np.exp((z - z.max()) / temperature)
     order = np.argsort(-p, kind="stable")
     if top_k is not None:
         p[order[top_k:]] = 0.0
