@@ -53,7 +53,8 @@ def chances(
     check_choice(temperature, top_k, top_p, repetition_penalty)
     z = np.array(logits, "float64")
     if not z.size or np.isnan(z).any() or not np.isfinite(z.max()):
-        raise GenerateError(f"generate: {np.isnan(z).sum()} of {z.size} logits are NaN, or all -inf")
+        count = f"{np.isnan(z).sum()} of {z.size} logits are NaN"
+        raise GenerateError(f"generate: {count}, and the largest is {z.max(initial=-np.inf)}")
     if seen and repetition_penalty != 1:
         ids = np.array(sorted(seen))
         z[ids] = np.where(z[ids] > 0, z[ids] / repetition_penalty, z[ids] * repetition_penalty)
