@@ -23,12 +23,13 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 # %% auto #0
-__all__ = ['THREAD_VARIABLES', 'REST', 'Runner', 'BENCHMARKS', 'Race', 'duration', 'Timing', 'timing', 'clock', 'enough_calls',
-           'quiet', 'processor', 'cores', 'machine', 'limit_threads', 'threads', 'as_text', 'as_html', 'Comparison',
-           'compare', 'measure', 'MissingExtra', 'Row', 'rows_of', 'commit', 'Report', 'Benchmark', 'benchmark',
-           'moons_training', 'moons_race', 'micrograd_race', 'peer', 'torch_alike', 'report_of', 'mean_ratio', 'chain',
-           'chain_race', 'eager_race', 'there_and_back', 'large_race', 'arrays_race', 'random_race', 'adamw_race',
-           'mlp_steps', 'mlp_race', 'lenet_steps', 'lenet_race', 'optimizer_race', 'mean_accuracy']
+__all__ = ['THREAD_VARIABLES', 'REST', 'Runner', 'BENCHMARKS', 'Race', 'Steps', 'NETWORKS', 'ALONE', 'duration', 'Timing',
+           'timing', 'clock', 'enough_calls', 'quiet', 'processor', 'cores', 'machine', 'limit_threads', 'threads',
+           'as_text', 'as_html', 'Comparison', 'compare', 'measure', 'MissingExtra', 'Row', 'rows_of', 'commit',
+           'Report', 'Benchmark', 'benchmark', 'moons_training', 'moons_race', 'micrograd_race', 'peer', 'torch_alike',
+           'report_of', 'mean_ratio', 'chain', 'chain_race', 'eager_race', 'there_and_back', 'large_race',
+           'arrays_race', 'random_race', 'adamw_race', 'training_steps', 'mlp_steps', 'lenet_steps', 'alone',
+           'training_race', 'mlp_race', 'lenet_race', 'optimizer_race', 'mean_accuracy']
 
 # %% ../nbs/92_bench.ipynb #16493ab7
 def duration(seconds: float) -> str:
@@ -616,110 +617,112 @@ def adamw_race(repeat: int = 20) -> Report:
     return report_of("adamw", {"step": times}, ("torch",), summary, parameters=10_000_020)
 
 # %% ../nbs/92_bench.ipynb #c52a660d
-def mlp_steps() -> tuple[Callable[[], float], Callable[[], float]]:
-    "A training step of gradbook's and of PyTorch's 784-256-128-10; each returns its loss."
+Steps = tuple[Callable[[], float], Callable[[], float]]
+
+
+def training_steps(torch: Any, ours: Any, theirs: Any, shape: tuple[int, ...]) -> Steps:
+    "A step of AdamW by gradbook and by PyTorch, from equal weights, on random inputs of `shape`."
     import numpy as np
 
     from gradbook.nn.losses import cross_entropy
     from gradbook.optim.adam import AdamW
-    from gradbook.optim.race import perceptron
     from gradbook.tensor.core import Tensor
 
-    torch, rng = torch_alike(), np.random.default_rng(0)
-    ours, sizes = perceptron(0), [(784, 256), (256, 128), (128, 10)]
-    a, b, c = (torch.nn.Linear(*size) for size in sizes)
-    theirs = torch.nn.Sequential(a, torch.nn.ReLU(), b, torch.nn.ReLU(), c)
+    rng = np.random.default_rng(0)
     with torch.no_grad():
         for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
             q.copy_(torch.tensor(p.data))
-    x, y = rng.random((128, 784), dtype=np.float32), rng.integers(0, 10, 128)
-    mine, other = (Tensor(x), Tensor(y)), (torch.tensor(x), torch.tensor(y))
-    one = AdamW(ours.parameters(), lr=1e-3)
-    two = torch.optim.AdamW(theirs.parameters(), lr=1e-3)
+    x, y = rng.random(shape, dtype=np.float32), rng.integers(0, 10, shape[0])
 
-    def gradbook_step() -> float:
-        one.zero_grad()
-        loss = cross_entropy(ours(mine[0]), mine[1])
-        loss.backward()
-        one.step()
-        return float(loss)
+    def step_of(model: Any, optimizer: Any, loss_of: Any, x: Any, y: Any) -> Callable[[], float]:
+        def step() -> float:
+            optimizer.zero_grad()
+            loss = loss_of(model(x), y)
+            loss.backward()
+            optimizer.step()
+            return float(loss.item())
 
-    def torch_step() -> float:
-        two.zero_grad()
-        loss = torch.nn.functional.cross_entropy(theirs(other[0]), other[1])
-        loss.backward()
-        two.step()
-        return float(loss.item())
+        return step
 
-    return gradbook_step, torch_step
+    one, two = AdamW(ours.parameters(), lr=1e-3), torch.optim.AdamW(theirs.parameters(), lr=1e-3)
+    return (
+        step_of(ours, one, cross_entropy, Tensor(x), Tensor(y)),
+        step_of(theirs, two, torch.nn.functional.cross_entropy, torch.tensor(x), torch.tensor(y)),
+    )
 
 
-@benchmark("mlp", "a training step of a 784-256-128-10 network, batch 128, AdamW")
-def mlp_race(repeat: int = 20) -> Report:
-    "gradbook and PyTorch: zero_grad, forward, cross-entropy, backward, step; raises MissingExtra."
-    ours, theirs = mlp_steps()
-    apart = max(abs(ours() - theirs()) for _ in range(5))
-    if not apart < 1e-4:
-        raise ValueError(f"mlp: the losses of gradbook and PyTorch are {apart:.1g} apart")
-    times = compare(repeat=repeat, collector=True, gradbook=ours, torch=theirs)
-    ratio = rows_of("training step", times)[1].ratio
-    summary = f"gradbook takes {ratio:.2f} times as long as PyTorch"
-    return report_of("mlp", {"training step": times}, ("torch",), summary, parameters=235_146)
+def mlp_steps() -> Steps:
+    "A training step of gradbook's and of PyTorch's 784-256-128-10; each returns its loss."
+    from gradbook.optim.race import perceptron
 
-# %% ../nbs/92_bench.ipynb #56a4625d
-def lenet_steps() -> tuple[Callable[[], float], Callable[[], float]]:
+    torch, sizes = torch_alike(), [(784, 256), (256, 128), (128, 10)]
+    a, b, c = (torch.nn.Linear(*size) for size in sizes)
+    theirs = torch.nn.Sequential(a, torch.nn.ReLU(), b, torch.nn.ReLU(), c)
+    return training_steps(torch, perceptron(0), theirs, (128, 784))
+
+# %% ../nbs/92_bench.ipynb #aa925333
+def lenet_steps() -> Steps:
     "A training step of gradbook's and of PyTorch's LeNet-5, batch 128; each returns its loss."
-    import numpy as np
-
     from gradbook.models.lenet import LeNet5
-    from gradbook.nn.losses import cross_entropy
-    from gradbook.optim.adam import AdamW
-    from gradbook.tensor.core import Tensor
 
-    torch, rng, ours = torch_alike(), np.random.default_rng(0), LeNet5(key=0)
+    torch = torch_alike()
     nn = torch.nn
     theirs = nn.Sequential(
         nn.Conv2d(1, 6, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
         nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
         nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
     )  # fmt: skip
-    with torch.no_grad():
-        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-            q.copy_(torch.tensor(p.data))
-    x, y = rng.random((128, 1, 28, 28), dtype=np.float32), rng.integers(0, 10, 128)
-    mine, other = (Tensor(x), Tensor(y)), (torch.tensor(x), torch.tensor(y))
-    one = AdamW(ours.parameters(), lr=1e-3)
-    two = torch.optim.AdamW(theirs.parameters(), lr=1e-3)
+    return training_steps(torch, LeNet5(key=0), theirs, (128, 1, 28, 28))
 
-    def gradbook_step() -> float:
-        one.zero_grad()
-        loss = cross_entropy(ours(mine[0]), mine[1])
-        loss.backward()
-        one.step()
-        return float(loss)
 
-    def torch_step() -> float:
-        two.zero_grad()
-        loss = nn.functional.cross_entropy(theirs(other[0]), other[1])
-        loss.backward()
-        two.step()
-        return float(loss.item())
+NETWORKS = {"mlp": mlp_steps, "lenet": lenet_steps}
 
-    return gradbook_step, torch_step
+# %% ../nbs/92_bench.ipynb #ed139338
+ALONE = """
+import sys
+from gradbook.bench import NETWORKS, clock
+
+step = NETWORKS[sys.argv[1]]()[int(sys.argv[2])]
+for _ in range(10):
+    step()
+print(*(clock(step, 1) for _ in range(int(sys.argv[3]))))
+"""
+
+
+def alone(name: str, repeat: int, rounds: int = 2) -> Comparison:
+    "The two steps of a network, `rounds` times in turn, each in a process of its own."
+    found: dict[str, list[float]] = {"gradbook": [], "torch": []}
+    for _ in range(rounds):
+        for which, samples in enumerate(found.values()):
+            command = [sys.executable, "-c", ALONE, name, str(which), str(repeat)]
+            run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            samples += map(float, run.stdout.split())
+    return Comparison(tuple(timing(k, s) for k, s in found.items()), machine(), threads())
+
+
+def training_race(name: str, repeat: int, parameters: int) -> Report:
+    "gradbook and PyTorch: zero_grad, forward, cross-entropy, backward, step; raises MissingExtra."
+    ours, theirs = NETWORKS[name]()
+    apart = max(abs(ours() - theirs()) for _ in range(5))
+    if not apart < 1e-4:
+        raise ValueError(f"{name}: the losses of gradbook and PyTorch are {apart:.1g} apart")
+    times = alone(name, repeat)
+    one, two = (128 / row.median_s for row in rows_of("training step", times))
+    summary = f"{one:,.0f} images a second, {one / two:.2f} times PyTorch's {two:,.0f}"
+    facts = {"batch": 128, "parameters": parameters}
+    return report_of(name, {"training step": times}, ("torch",), summary, **facts)
+
+
+@benchmark("mlp", "a training step of a 784-256-128-10 network, batch 128, AdamW")
+def mlp_race(repeat: int = 20) -> Report:
+    "The perceptron of chapter 14."
+    return training_race("mlp", repeat, 235_146)
 
 
 @benchmark("lenet", "a training step of LeNet-5, batch 128, AdamW")
 def lenet_race(repeat: int = 20) -> Report:
-    "gradbook and PyTorch: zero_grad, forward, cross-entropy, backward, step; raises MissingExtra."
-    ours, theirs = lenet_steps()
-    apart = max(abs(ours() - theirs()) for _ in range(5))
-    if not apart < 1e-4:
-        raise ValueError(f"lenet: the losses of gradbook and PyTorch are {apart:.1g} apart")
-    times = compare(repeat=repeat, collector=True, gradbook=ours, torch=theirs)
-    one, two = (128 / row.median_s for row in rows_of("training step", times))
-    summary = f"{one:,.0f} images a second, {one / two:.2f} times PyTorch's {two:,.0f}"
-    facts = {"batch": 128, "parameters": 61_706}
-    return report_of("lenet", {"training step": times}, ("torch",), summary, **facts)
+    "The network of chapter 17."
+    return training_race("lenet", repeat, 61_706)
 
 # %% ../nbs/92_bench.ipynb #ffbb686c
 @benchmark("optim", "six optimisers on MNIST: three seeds, equal steps and equal time")

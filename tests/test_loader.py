@@ -499,6 +499,7 @@ def script(body: str, tmp_path: Path) -> subprocess.Popen[str]:
     path = tmp_path / "script.py"
     path.write_text(
         "import multiprocessing, os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job with & ignores it
         "import numpy as np\n"
         "from gradbook.data.loader import DataLoader\n"
         "class Slow:\n"

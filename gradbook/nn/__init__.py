@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 from .. import lazy
 
 if TYPE_CHECKING:
-    from gradbook.nn import activations, attention, conv, embedding, init, linear, losses, module, norm, pool
+    from gradbook.nn import activations, attention, conv, embedding, init, linear, losses
+    from gradbook.nn import module, norm, pool
     from gradbook.nn.activations import ELU, GELU, Hardtanh, LeakyReLU, LogSigmoid, LogSoftmax
     from gradbook.nn.activations import Mish, PReLU, ReLU, ReLU6, SELU, Sigmoid, SiLU, Softmax
     from gradbook.nn.activations import Softplus, Softsign, Tanh
