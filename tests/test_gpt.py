@@ -185,7 +185,7 @@ def test_presets() -> None:
     laptop = GPTSettings()
     found = (laptop.layers, laptop.heads, laptop.width, laptop.context, laptop.batch_size)
     assert found == (4, 4, 128, 64, 12) and laptop.steps == 2000
-    assert recommended("laptop") == laptop
+    assert recommended("nanogpt") == laptop and recommended("laptop").lr == 3e-3
     assert recommended(data="adder").width == 48
     assert recommended("quick", steps=5).steps == 5
     with pytest.raises(GPTError, match=r"did you mean laptop.*there are: laptop, quick"):

@@ -275,7 +275,8 @@ class GPTSettings:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "laptop": {},
+    "laptop": {"lr": 3e-3},
+    "nanogpt": {},
     "quick": {"layers": 2, "width": 64, "context": 32, "steps": 300, "evaluate": 100, "lr": 3e-3},
     "shakespeare": {
         "layers": 6, "heads": 6, "width": 384, "context": 256, "dropout": 0.2, "batch_size": 64,
