@@ -684,6 +684,7 @@ def lenet_steps() -> Steps:
     return training_steps(torch, LeNet5(key=0), theirs, (128, 1, 28, 28))
 
 
+
 # %% ../nbs/92_bench.ipynb #c6e3972e
 def torch_gpt(torch: Any, vocab: int, context: int, layers: int, heads: int, width: int) -> Any:
     "PyTorch's counterpart of a GPT without biases."

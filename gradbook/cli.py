@@ -834,8 +834,8 @@ def failure(error: Exception) -> str:
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 # %% ../nbs/94_cli.ipynb #1a1ce1c5
-COMMANDS = ["info", "train", "generate", "runs", "data", "bench", "start", "check", "hint", "solution"]
-COMMANDS += ["progress", "rebuild", "report"]
+COMMANDS = ["info", "train", "generate", "runs", "data", "bench", "start", "check", "hint"]
+COMMANDS += ["solution", "progress", "rebuild", "report"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -288,10 +288,10 @@ def test_a_language_model_trains_and_writes(capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train gpt --preset big", "no preset 'big'; there are: laptop, quick"),
+        ("train gpt --preset big", "no preset 'big'; there are: laptop, nanogpt"),
         ("train gpt --data shakespear", "no data set 'shakespear'; did you mean shakespeare?"),
         ("train gpt --data absent.txt", "absent.txt"),
-        ("train gpt --profile full", "train gpt has no --profile; presets: laptop, quick"),
+        ("train gpt --profile full", "train gpt has no --profile; presets: laptop, nanogpt"),
         ("train gpt --epochs 3", "train gpt has no --epochs"),
         ("train mlp --preset quick", "train mlp has no --preset; it has --profile"),
         ("train mlp --steps 3", "train mlp has no --steps"),

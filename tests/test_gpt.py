@@ -188,7 +188,7 @@ def test_presets() -> None:
     assert recommended("nanogpt") == laptop and recommended("laptop").lr == 3e-3
     assert recommended(data="adder").width == 48
     assert recommended("quick", steps=5).steps == 5
-    with pytest.raises(GPTError, match=r"did you mean laptop.*there are: laptop, quick"):
+    with pytest.raises(GPTError, match=r"did you mean laptop.*there are: laptop, nanogpt"):
         recommended("latop")
     for name in PRESETS:
         s = recommended(name)

@@ -32,6 +32,11 @@ __getattr__, __dir__ = lazy(
         **dict.fromkeys("GenerateError stream tokens".split(), "generate"),
         **dict.fromkeys("GPT GPTConfig GPTError GPTSettings load_run train_gpt".split(), "gpt"),
         "LeNet5": "lenet",
-        **dict.fromkeys("PretrainedError from_pretrained load_llama2c stories260k".split(), "pretrained"),
+        **dict.fromkeys(
+            """
+            PretrainedError from_pretrained load_llama2c stories260k
+            """.split(),
+            "pretrained",
+        ),
     },
 )
