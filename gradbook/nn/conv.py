@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
@@ -38,13 +38,13 @@ from ..tensor.random import Key
 from ..tensor.transforms import Mapped, Params, Values, everywhere, examples_in
 
 # %% auto #0
-__all__ = ['Numbers', 'Margins', 'CACHE', 'ON_GPU', 'room', 'ALONE', 'ONE', 'TWO', 'SIGNS', 'MODES', 'places', 'grown', 'within',
+__all__ = ['Numbers', 'Margins', 'CACHE', 'ON_GPU', 'room', 'ALONE', 'SIGNS', 'USUAL', 'MODES', 'places', 'grown', 'within',
            'batch_last', 'batch_first', 'windows', 'Block', 'cut', 'blocks', 'Room', 'columns_of', 'portions',
            'rows_of', 'multiply_into', 'add_outer', 'promoted', 'convolve', 'convolve_weight', 'span', 'add_windows',
            'convolve_transposed', 'summed', 'along_channels', 'to_input', 'to_weight', 'axes_joined', 'axis_parted',
            'channels_joined', 'channels_parted', 'batched_convolution', 'several', 'margins', 'by', 'with_batch',
            'without_batch', 'check_fit', 'check_weight', 'check_bias', 'conv', 'conv1d', 'conv2d', 'conv_transpose',
-           'conv_transpose1d', 'conv_transpose2d', 'Convolution', 'Conv2d', 'Conv1d', 'ConvTranspose2d',
+           'conv_transpose1d', 'conv_transpose2d', 'unusual', 'Convolution', 'Conv2d', 'Conv1d', 'ConvTranspose2d',
            'ConvTranspose1d']
 
 # %% ../../nbs/17_conv.ipynb #a1ed6130
@@ -111,10 +111,10 @@ class Block(NamedTuple):
 def cut(grid: Numbers, most: int) -> Iterator[tuple[slice, ...]]:
     "Pieces of a grid, of at most `most` places each, which follow each other in memory."
     rest = math.prod(grid[1:])
-    step, whole = max(1, most // max(1, rest)), rest <= most or len(grid) == 1
+    step, rows_whole = max(1, most // max(1, rest)), rest <= most or len(grid) == 1
     for k in range(0, grid[0], step):
         here = slice(k, min(k + step, grid[0]))
-        tails = [tuple(slice(0, n) for n in grid[1:])] if whole else cut(grid[1:], most)
+        tails = [tuple(slice(0, n) for n in grid[1:])] if rows_whole else cut(grid[1:], most)
         yield from ((here, *tail) for tail in tails)
 
 
@@ -154,7 +154,8 @@ def columns_of(xp: Any, view: Array, block: Block, groups: int) -> Array:
     return columns.reshape(groups, numbers, block.number * view.shape[-1])
 
 # %% ../../nbs/17_conv.ipynb #655df6bd
-np.empty(31 << 20, np.uint8)  # made and freed, for malloc to keep what later steps free
+_scratch = np.empty(31 << 20, np.uint8)
+del _scratch  # malloc now keeps what later steps free
 
 # %% ../../nbs/17_conv.ipynb #d700f047
 ALONE = 1 << 19  # multiplications; for more than that, OpenBLAS takes more than one thread
@@ -321,15 +322,15 @@ convolve_weight.def_jvps(
     lambda t, out, x, g, **o: convolve_weight(x, t, **o),
 )
 
-ONE = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": 1}
-TWO = {"stride": (2, 1), "padding": ((1, 0), (2, 1)), "dilation": (1, 2), "groups": 2}
-convolve.example((2, 3, 5, 4), (4, 3, 3, 2), (4,), **ONE)
-convolve.example((2, 4, 6, 5), (2, 2, 3, 2), **TWO)
+_ONE = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": 1}
+_TWO = {"stride": (2, 1), "padding": ((1, 0), (2, 1)), "dilation": (1, 2), "groups": 2}
+convolve.example((2, 3, 5, 4), (4, 3, 3, 2), (4,), **_ONE)
+convolve.example((2, 4, 6, 5), (2, 2, 3, 2), **_TWO)
 convolve.example((2, 3, 7), (2, 3, 3), stride=(2,), padding=((1, 1),), dilation=(1,), groups=1)
-convolve_transposed.example((2, 4, 3, 3), (4, 3, 3, 2), size=(5, 4), **ONE)
-convolve_transposed.example((2, 2, 3, 6), (2, 2, 3, 2), size=(6, 5), **TWO)
-convolve_weight.example((2, 3, 5, 4), (2, 4, 3, 3), window=(3, 2), **ONE)
-convolve_weight.example((2, 4, 6, 5), (2, 2, 3, 6), window=(3, 2), **TWO)
+convolve_transposed.example((2, 4, 3, 3), (4, 3, 3, 2), size=(5, 4), **_ONE)
+convolve_transposed.example((2, 2, 3, 6), (2, 2, 3, 2), size=(6, 5), **_TWO)
+convolve_weight.example((2, 3, 5, 4), (2, 4, 3, 3), window=(3, 2), **_ONE)
+convolve_weight.example((2, 4, 6, 5), (2, 2, 3, 6), window=(3, 2), **_TWO)
 
 # %% ../../nbs/17_conv.ipynb #7610add9
 def axes_joined(x: Tensor) -> Tensor:
@@ -382,8 +383,8 @@ def several(name: str, value: Any, axes: int, least: int) -> Numbers:
     except TypeError:
         numbers = ()
     if len(numbers) != axes or min(numbers) < least:
-        count = "a whole number" if axes == 1 else f"a whole number, or {axes} of them"
-        raise ValueError(f"{name}={value!r}; {count}, {least} or more, expected")
+        of_them = f", or {axes} of them" if axes > 1 else ""
+        raise ValueError(f"{name}={value!r}; expected a whole number, {least} or more{of_them}")
     return numbers
 
 
@@ -411,12 +412,13 @@ def by(numbers: Iterable[int]) -> str:
 def with_batch(name: str, x: Any, axes: int) -> tuple[Tensor, bool]:
     "`x` with a batch axis, and whether it had one; raises ShapeError."
     x = as_tensor(x)
-    if x.ndim == axes + 2:
-        return x, True
-    if x.ndim == axes + 1:
-        return cast(Tensor, reshape(x, shape=(1, *x.shape))), False
-    single = SIGNS[axes].replace("N, ", "")
-    raise ShapeError(f"{name}: input {x.shape}; {SIGNS[axes]} or {single} expected")
+    if x.ndim not in (axes + 1, axes + 2):
+        single = SIGNS[axes].replace("N, ", "")
+        raise ShapeError(f"{name}: input {x.shape}; {SIGNS[axes]} or {single} expected")
+    if 0 in x.shape[-axes:]:
+        raise ShapeError(f"{name}: input {x.shape} has no places")
+    batch = x.ndim == axes + 2
+    return x if batch else cast(Tensor, reshape(x, shape=(1, *x.shape))), batch
 
 
 def without_batch(y: Any, batch: bool) -> Tensor:
@@ -438,22 +440,24 @@ def check_fit(
 
 # %% ../../nbs/17_conv.ipynb #66a0c7d5
 def check_weight(
-    name: str, x: Tensor, w: Tensor, groups: int, transposed: bool = False
+    name: str, x: Tensor, w: Tensor, groups: int, batch: bool, transposed: bool = False
 ) -> None:
     "Raise ShapeError unless `w` can be a weight and `x` has as many channels as it needs."
     axes = x.ndim - 2
     if w.ndim != axes + 2 or not w.size:
         order = "(in, out/groups, " if transposed else "(out, in/groups, "
         raise ShapeError(f"{name}: weight {w.shape}; {order}{', '.join('HW'[-axes:])}) expected")
-    if operator.index(groups) < 1 or w.shape[0] % groups:
+    if w.shape[0] % groups:
         kind = "input" if transposed else "output"
         raise ShapeError(f"{name}: groups={groups} does not divide {w.shape[0]} {kind} channels")
     need = w.shape[0] if transposed else w.shape[1] * groups
     if x.shape[1] != need:
-        hint = "; are they on the last axis? moveaxis(x, -1, 1)" if x.shape[-1] == need else ""
+        shape, axis = (x.shape, 1) if batch else (x.shape[1:], 0)
+        last = f"; are they on the last axis? moveaxis(x, -1, {axis})"
         of = f"weight {w.shape}" + (f" with groups={groups}" if groups > 1 else "")
         raise ShapeError(
-            f"{name}: input {x.shape} has {x.shape[1]} channels, {of} needs {need}{hint}"
+            f"{name}: input {shape} has {x.shape[1]} channels, {of} needs {need}"
+            + (last if x.shape[-1] == need else "")
         )
 
 
@@ -473,7 +477,8 @@ def conv(
     "The convolution along one or two axes."
     name, w = f"conv{axes}d", as_tensor(weight)
     x, batch = with_batch(name, x, axes)
-    check_weight(name, x, w, groups)
+    groups = whole(f"{name}: groups", groups)
+    check_weight(name, x, w, groups, batch)
     shift = check_bias(name, bias, w.shape[0])
     stride = several(f"{name}: stride", stride, axes, 1)
     dilation = several(f"{name}: dilation", dilation, axes, 1)
@@ -515,7 +520,8 @@ def conv_transpose(
     "The transposed convolution along one or two axes."
     name, w = f"conv_transpose{axes}d", as_tensor(weight)
     x, batch = with_batch(name, x, axes)
-    check_weight(name, x, w, groups, transposed=True)
+    groups = whole(f"{name}: groups", groups)
+    check_weight(name, x, w, groups, batch, transposed=True)
     shift = check_bias(name, bias, w.shape[1] * groups)
     stride = several(f"{name}: stride", stride, axes, 1)
     padding = several(f"{name}: padding", padding, axes, 0)
@@ -563,12 +569,23 @@ def conv_transpose2d(
     """
     return conv_transpose(2, x, weight, bias, stride, padding, output_padding, groups, dilation)
 
-# %% ../../nbs/17_conv.ipynb #ec09a9cd
+# %% ../../nbs/17_conv.ipynb #21bc6cc8
+def unusual(options: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    "The options that are not the usual ones, as name=value."
+    words = []
+    for name, value in options.items():
+        one = value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
+        if one != usual[name]:
+            words.append(f"{name}={one!r}")
+    return words
+
+# %% ../../nbs/17_conv.ipynb #77a58655
+USUAL = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
 MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 class Convolution(Module):
-    "What the convolutions have in common: a weight, a bias, and options."
+    "A weight, a bias, and options."
 
     axes: ClassVar[int] = 2
     transposed: ClassVar[bool] = False
@@ -577,9 +594,13 @@ class Convolution(Module):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Any,
         stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1, bias: bool = True,
+        padding_mode: str = "zeros",
         *, key: Key | int | None = None, dtype: Any = None, device: Device | str | None = None,
     ) -> None:  # fmt: skip
         name, axes = type(self).__name__, self.axes
+        if padding_mode not in MODES:
+            raise ValueError(f"{name}: no padding_mode {padding_mode!r}; {', '.join(MODES)}")
+        self.padding_mode = padding_mode
         self.in_channels = whole(f"{name}: in_channels", in_channels)
         self.out_channels = whole(f"{name}: out_channels", out_channels)
         self.groups = whole(f"{name}: groups", groups)
@@ -606,30 +627,18 @@ class Convolution(Module):
 
     def extra_repr(self) -> str:
         "The options that are not the usual ones."
-        usual = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
-        words = [f"{self.in_channels}, {self.out_channels}, {by(self.kernel_size)}"]
-        for name, value in usual.items():
-            own: Any = getattr(self, name, value)
-            if own not in (value, (value,) * self.axes):
-                same = isinstance(own, tuple) and len(set(own)) == 1
-                words.append(f"{name}={own[0] if same else own!r}")
-        return ", ".join(words)
+        options = {name: getattr(self, name) for name in USUAL if hasattr(self, name)}
+        size = f"{self.in_channels}, {self.out_channels}, {by(self.kernel_size)}"
+        return ", ".join([size, *unusual(options, USUAL)])
 
-# %% ../../nbs/17_conv.ipynb #f00ca99a
+# %% ../../nbs/17_conv.ipynb #c922bfe1
 class Conv2d(Convolution):
     """`conv2d` with its own weight and bias: (N, in_channels, H, W) -> (N, out_channels, H', W').
 
-    Both begin uniform between -1 and 1 / sqrt(numbers in a window). `padding_mode`: what lies
-    beyond the border: "zeros", "reflect", "replicate" or "circular". `key`: a Key or a seed.
-    Raises ValueError, ShapeError.
+    Both begin uniform between -a and a, a = 1 / sqrt(in_channels / groups * area of the kernel).
+    `padding_mode`: what lies beyond the border: "zeros", "reflect", "replicate" or "circular".
+    `key`: a Key or a seed. Raises ValueError, ShapeError.
     """
-
-    def __init__(self, *args: Any, padding_mode: str = "zeros", **options: Any) -> None:
-        super().__init__(*args, **options)
-        if padding_mode not in MODES:
-            known = ", ".join(MODES)
-            raise ValueError(f"{type(self).__name__}: no padding_mode {padding_mode!r}; {known}")
-        self.padding_mode = padding_mode
 
     def forward(self, x: Any) -> Tensor:
         "(N, in_channels, ...) -> (N, out_channels, ...)"
@@ -650,20 +659,26 @@ class Conv1d(Conv2d):
 
 # %% ../../nbs/17_conv.ipynb #df87c2f6
 class ConvTranspose2d(Convolution):
-    "`conv_transpose2d` with its own weight and bias; arguments in PyTorch's order."
+    """`conv_transpose2d` with its own weight and bias; arguments in PyTorch's order.
+
+    Both begin uniform between -a and a, a = 1 / sqrt(out_channels / groups * area of the kernel).
+    """
 
     transposed = True
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Any,
         stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
-        groups: int = 1, bias: bool = True, dilation: Any = 1, **options: Any,
+        groups: int = 1, bias: bool = True, dilation: Any = 1,
+        *, key: Key | int | None = None, dtype: Any = None, device: Device | str | None = None,
     ) -> None:  # fmt: skip
         name = type(self).__name__
         if isinstance(padding, str):
             raise ValueError(f"{name}: padding={padding!r}; a transposed convolution needs numbers")
-        channels = in_channels, out_channels, kernel_size
-        super().__init__(*channels, stride, padding, dilation, groups, bias, **options)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            key=key, dtype=dtype, device=device,
+        )  # fmt: skip
         self.output_padding = several(f"{name}: output_padding", output_padding, self.axes, 0)
 
     def forward(self, x: Any) -> Tensor:
