@@ -395,7 +395,7 @@ IMAGE, WEIGHT = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3))
         (lambda: cv.conv2d(IMAGE[0, 0], WEIGHT), r"input \(8, 8\); \(N, C, H, W\) or \(C, H, W\)"),
         (lambda: cv.conv2d(IMAGE[:, :, :2], WEIGHT), "window of 3 x 3 does not fit into 2 x 8"),
         (lambda: cv.conv2d(IMAGE, WEIGHT, dilation=5), "11 x 11 with its dilation does not fit"),
-        (lambda: cv.conv2d(IMAGE, WEIGHT, stride=0), "stride=0; expected a whole number, 1 or more, or 2"),
+        (lambda: cv.conv2d(IMAGE, WEIGHT, stride=0), "stride=0; expected .*, 1 or more, or 2"),
         (lambda: cv.conv2d(IMAGE, WEIGHT, stride=1.5), "stride=1.5; expected a whole number"),
         (lambda: cv.conv2d(IMAGE, WEIGHT, padding=(1, 2, 3)), r"padding=\(1, 2, 3\)"),
         (lambda: cv.conv2d(IMAGE, WEIGHT, padding=-1), "padding=-1; .* 0 or more"),
