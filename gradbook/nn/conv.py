@@ -153,10 +153,6 @@ def columns_of(xp: Any, view: Array, block: Block, groups: int) -> Array:
     numbers = math.prod(part.shape[: len(part.shape) // 2]) // groups
     return columns.reshape(groups, numbers, block.number * view.shape[-1])
 
-# %% ../../nbs/17_conv.ipynb #655df6bd
-_scratch = np.empty(31 << 20, np.uint8)
-del _scratch  # malloc now keeps what later steps free
-
 # %% ../../nbs/17_conv.ipynb #d700f047
 ALONE = 1 << 19  # multiplications; for more than that, OpenBLAS takes more than one thread
 

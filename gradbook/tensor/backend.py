@@ -380,4 +380,5 @@ def to_numpy(x: Any) -> np.ndarray[Any, Any]:
 
 
 # %% ../../nbs/07_backend.ipynb #655df6bd
-np.empty(31 << 20, np.uint8)  # made and freed, for malloc to keep what later steps free
+_scratch = np.empty(31 << 20, np.uint8)
+del _scratch  # malloc now keeps what later steps free
