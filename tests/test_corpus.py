@@ -40,6 +40,7 @@ from gradbook.text.word2vec import (
     WordError,
     Words,
     skipgrams,
+    speeches_of,
     subsample,
     train_vectors,
 )
@@ -235,6 +236,15 @@ def test_rows_differ_by_key_and_are_normal() -> None:
 
 
 # ---- word vectors
+
+
+def test_a_speech_begins_after_an_empty_line_and_verse_may_end_in_a_colon() -> None:
+    text = "A:\nHe said:\nnothing.\n\nB:\nAy:\nno.\n"
+    assert speeches_of(text) == ["He said:\nnothing.\n\n", "Ay:\nno.\n"]
+    plays = shakespeare("all", subset=True)
+    speeches = speeches_of(plays)
+    assert len(speeches) == plays.count("\n\n") + 1 == 7_110
+    assert "Rebell'd against the belly, thus accused it:\n" in "".join(speeches)
 
 
 def test_words_are_counted() -> None:

@@ -27,13 +27,13 @@ from ..tensor.random import Key
 __all__ = ['WORD', 'PAIRS', 'GROUPS', 'SHOWN', 'speeches_of', 'WordError', 'Words', 'subsample', 'skipgrams', 'SkipGram', 'Noise',
            'Vectors', 'train_vectors', 'study']
 
+# %% ../../nbs/20b_word2vec.ipynb #c011f8ab
+def speeches_of(text: str) -> list[str]:
+    "What is said in plays of the form `Speaker:` and lines, an empty line between speeches."
+    return re.split(r"(?:\A|(?<=\n\n))[^\n]*:\n", text)[1:]
+
 # %% ../../nbs/20b_word2vec.ipynb #fb63dda3
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-
-
-def speeches_of(text: str) -> list[str]:
-    "What is said in plays of the form `Speaker:` and lines, without the speakers."
-    return re.split(r"(?m)^[^\n]*:\n", text)[1:]
 
 
 class WordError(KeyError):
