@@ -208,5 +208,5 @@ def load_dates(folder: str | Path) -> Translator:
     if found is None:
         raise CheckpointError(f"{folder} has no checkpoint")
     model = translator_for(DatesSettings(**settings))
-    model.load_state_dict(found[1]["model"])
+    model.load_state_dict(found[1]["trainer"]["model"])
     return model
