@@ -228,6 +228,9 @@ def unroll_back(
     return d, *now
 
 
+np.empty(31 << 20, np.uint8)  # as for convolutions: malloc keeps what later steps free
+
+
 def pulled(
     w: Tensor, *given: Tensor, kind: str, counts: Sequence[int], reverse: bool
 ) -> tuple[Tensor, ...]:
