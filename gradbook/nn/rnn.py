@@ -343,7 +343,7 @@ class Weights(Module):
         "The states to begin with, checked; zeros if none are given."
         count, name = BACKWARDS[self.kind].states, type(self).__name__
         if state is None:
-            return (zeros(x, shape),) * count
+            return tuple(zeros(x, shape) for _ in range(count))
         given = (state,) if count == 1 else state
         if not isinstance(given, tuple | list) or len(given) != count:
             raise SequenceError(f"{name}: the state is a pair of tensors, (h, c), each {shape}")
