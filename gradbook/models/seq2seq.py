@@ -99,7 +99,9 @@ class Translator(Module):
         keys = iter(random.split(as_key(key), 7))
         self.start = answers  # the id before the first one of an answer
         self.read = Embedding(symbols, hidden, key=next(keys))
-        self.encoder = GRU(hidden, hidden // 2, bidirectional=True, batch_first=True, key=next(keys))
+        self.encoder = GRU(
+            hidden, hidden // 2, bidirectional=True, batch_first=True, key=next(keys)
+        )
         self.table = Embedding(answers + 1, hidden, key=next(keys))
         self.decoder = GRU(hidden, hidden, batch_first=True, key=next(keys))
         self.ask = Linear(hidden, hidden, bias=False, key=next(keys)) if attention else None

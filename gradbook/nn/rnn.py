@@ -269,7 +269,9 @@ def unroll_vjp(
     return tuple(map(unbroadcast, found, (a, w, b, *start)))
 
 
-def by_meaning(operation: Operation, meaning: Callable[..., Any], first: Rule | None = None) -> None:
+def by_meaning(
+    operation: Operation, meaning: Callable[..., Any], first: Rule | None = None
+) -> None:
     "Rules for VJP (unless `first` is given), JVP and batching, from what an operation means."
 
     def back(h: Any, out: Any, *inputs: Any, **how: Any) -> Any:
@@ -325,7 +327,8 @@ class Weights(Module):
         "Uniform between -1 and 1 / sqrt(hidden_size)."
         size = self.hidden_size
         rows, bound = BACKWARDS[self.kind].shares * size, 1.0 / math.sqrt(size)
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, inputs), "weight_hh": (rows, size)}
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, inputs)}
+        shapes |= {"weight_hh": (rows, size)}
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)} if bias else {}
         empty, kind = as_device(device).xp.empty, floating(dtype)
         for (name, shape), k in zip(shapes.items(), random.split(key, 4)):
@@ -399,7 +402,8 @@ def plan(name: str, lengths: Any, steps: int, rows: int) -> Plan:
         raise SequenceError(f"{name}: {where}; there are {steps} steps, so 1 to {steps} can count")
     order = np.argsort(-n.astype("int64"), kind="stable")
     counts = tuple(int((n > t).sum()) for t in range(steps))
-    return Plan(order, np.argsort(order), counts, np.arange(steps)[:, None, None] < n[order][:, None])
+    there = np.arange(steps)[:, None, None] < n[order][:, None]
+    return Plan(order, np.argsort(order), counts, there)
 
 
 def in_order(x: Tensor, order: Any) -> Tensor:
