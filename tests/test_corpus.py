@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from gradbook.data.datasets import shakespeare
 from gradbook.data.loader import DataLoader
-from gradbook.nn.embedding import Embedding, IdError
 from gradbook.scalar.samples import DataFileError
 from gradbook.tensor import random
 from gradbook.tensor.core import Tensor
@@ -209,47 +208,6 @@ def test_texts_and_tokenizers_by_name(tmp_path: Path) -> None:
         Corpus.of("abc", "", CharTokenizer("abc"))
     with pytest.raises(DataFileError):
         open_corpus(str(tmp_path / "none.txt"))
-
-
-# ---- embeddings
-
-
-def test_an_embedding_is_pytorchs() -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    rng = np.random.default_rng(0)
-    ids, g = rng.integers(0, 7, (4, 5)), rng.normal(size=(4, 5, 3)).astype("float32")
-    ours, theirs = Embedding(7, 3, key=0), torch.nn.Embedding(7, 3)
-    with torch.no_grad():
-        theirs.weight.copy_(torch.from_numpy(ours.weight.numpy().copy()))
-    out, expected = ours(ids), theirs(torch.from_numpy(ids))
-    np.testing.assert_array_equal(out.numpy(), expected.detach().numpy())
-    (out * Tensor(g)).sum().backward()
-    (expected * torch.from_numpy(g)).sum().backward()
-    np.testing.assert_allclose(ours.weight.grad.numpy(), theirs.weight.grad.numpy(), atol=1e-5)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-
-
-@pytest.mark.parametrize(
-    ("ids", "words"),
-    [
-        ([[1, 7]], r"id 7 at \(0, 1\); there are 7 rows, 0 to 6"),
-        ([-1], r"id -1 at \(0,\)"),
-        (9, r"id 9 at \(\)"),
-        ([0.0], "whole numbers, not float"),
-        ([True], "whole numbers, not bool"),
-    ],
-)
-def test_ids_without_a_row(ids: Any, words: str) -> None:
-    with pytest.raises(IdError, match=words):
-        Embedding(7, 3)(ids)
-
-
-def test_rows_differ_by_key_and_are_normal() -> None:
-    weight = Embedding(500, 40, key=3).weight.numpy()
-    assert abs(weight.mean()) < 0.05 and abs(weight.std() - 1) < 0.05
-    assert (Embedding(500, 40, key=3).weight.numpy() == weight).all()
-    assert (Embedding(500, 40, key=4).weight.numpy() != weight).any()
-    assert Embedding(5, 2)(np.zeros((0, 3), int)).shape == (0, 3, 2)
 
 
 # ---- word vectors
