@@ -207,15 +207,22 @@ OPTIONS = {"data": "--data", "epochs": "--epochs", "lr": "--lr", "batch_size": "
 OPTIONS |= {"hidden": "--hidden", "steps": "--steps", "seed": "--seed"}
 
 
-def told(args: argparse.Namespace) -> dict[str, Any]:
-    "The settings of a network that were given as options."
-    return {name: v for name in OPTIONS if (v := getattr(args, name, None)) is not None}
+def told(args: argparse.Namespace, settings: Any = None) -> dict[str, Any]:
+    "The settings of a network that were given as options; raises CommandError."
+    given = {name: v for name in OPTIONS if (v := getattr(args, name, None)) is not None}
+    if isinstance(getattr(settings, "hidden", None), int) and "hidden" in given:
+        if len(given["hidden"]) > 1:
+            raise CommandError(f"train {args.what} has one hidden width: --hidden N")
+        given["hidden"] = given["hidden"][0]
+    return given
 
 
 RECIPES = {
-    "mlp": ("gradbook.train.recipes", "MLPSettings", "train_mlp", "IMAGES"),
-    "lenet": ("gradbook.models.lenet", "LeNetSettings", "train_lenet", "DATA"),
-    "gpt": ("gradbook.models.gpt", "GPTSettings", "train_gpt", "DATA"),
+    "mlp": ("train.recipes", "MLPSettings", "recommended", "train_mlp", "IMAGES"),
+    "lenet": ("models.lenet", "LeNetSettings", "recommended", "train_lenet", "DATA"),
+    "names": ("models.names", "SequenceSettings", "recommended_names", "train_names", None),
+    "dates": ("models.seq2seq", "DatesSettings", "recommended_dates", "train_dates", None),
+    "gpt": ("models.gpt", "GPTSettings", "recommended", "train_gpt", "DATA"),
 }
 
 
@@ -231,11 +238,11 @@ class Recipe(NamedTuple):
 
 def recipe_of(model: str) -> Recipe:
     "The recipe of a model."
-    place, settings, run, data = RECIPES[model]
-    module = importlib.import_module(place)
-    presets = tuple(getattr(module, "PRESETS", ()))
-    made, trained, known = (getattr(module, name) for name in (settings, run, data))
-    return Recipe(made, module.recommended, trained, known, presets)
+    place, *names, data = RECIPES[model]
+    module = importlib.import_module(f"gradbook.{place}")
+    settings, recommended, run = (getattr(module, str(name)) for name in names)
+    known = getattr(module, data) if data else (settings.data,)
+    return Recipe(settings, recommended, run, known, tuple(getattr(module, "PRESETS", ())))
 
 
 def asked(args: argparse.Namespace, settings: Settings, recipe: Recipe) -> tuple[str, Any]:
@@ -244,7 +251,7 @@ def asked(args: argparse.Namespace, settings: Settings, recipe: Recipe) -> tuple
     if getattr(args, other):
         hint = f"presets: {', '.join(recipe.presets)}" if recipe.presets else "it has --profile"
         raise CommandError(f"train {args.what} has no --{other}; {hint}")
-    given = {"seed": settings.seed, **told(args)}
+    given = {"seed": settings.seed, **told(args, recipe.settings)}
     if "data" in given and not (recipe.presets and ".txt" in given["data"]):
         pick("data set", given["data"], recipe.data)
     usual = args.profile or settings.profile
@@ -271,7 +278,7 @@ def begun(args: argparse.Namespace, recipe: Recipe) -> tuple[Path, dict[str, Any
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         record = f"{folder / 'run.json'} is no record of train {args.what}"
         raise CommandError(f"{record}: {error!r}") from None
-    if changes := differences(given, given | told(args)):
+    if changes := differences(given, given | told(args, recipe.settings)):
         hint = "leave --resume out to begin anew"
         raise CommandError(f"{folder.name} was begun with {changes}; {hint}")
     return folder, about, wanted
@@ -334,6 +341,11 @@ def outcome(record: dict[str, Any]) -> str:
         return f"{record['test_accuracy']:.2%} of the test images right"
     if "solved" in record:
         return f"{record['solved']:.2%} of the held-back sums right"
+    if "exact" in record:
+        return f"{record['exact']:.1%} of unseen dates exactly right"
+    if "names" in record:
+        invented = ", ".join(record["names"][:20])
+        return f"{invented}\n{record['bits']:.3f} bits a letter of unseen names"
     loss, bits = record["val_loss"], record["bits_per_byte"]
     return f"validation loss {loss:.4f}, {bits:.3f} bits per byte"
 
@@ -419,7 +431,7 @@ def run_text(run: Any) -> str:
     names = [n for n in (run.history[-1] if run.history else ()) if len(run.series(n)) > 0]
     names = [n for n in names if n not in ("epoch", "epochs", "step", "seconds")]
     lines += ["", curve_lines({n: run.series(n) for n in names})] if names else []
-    if "test_accuracy" in run.about or "bits_per_byte" in run.about:
+    with contextlib.suppress(KeyError):  # it hasn't come to an end
         lines += ["", outcome(run.about)]
     return "\n".join(lines)
 
@@ -589,6 +601,8 @@ models
   digits      a network of single numbers on 1,797 handwritten 8x8 digits (chapter 4)
   mlp         linear layers on images: mnist, fashion_mnist, cifar10, digits (chapter 15)
   lenet       LeNet-5, two convolutions, on mnist or fashion_mnist (chapter 17)
+  names       a GRU that invents first names (chapter 19)
+  dates       dates in any spelling, read with attention (chapter 19)
   gpt         a language model on shakespeare, names or a .txt file, or on sums: adder
               (chapter 22); --preset quick, laptop, shakespeare, gpt2 or adder
 
@@ -782,7 +796,7 @@ def make_parser() -> Parser:
     new.add_argument("--steps", type=positive(int), metavar="N", help="steps of gpt")
     new.add_argument("--lr", type=positive(float), metavar="X", help="largest learning rate")
     new.add_argument("--batch-size", type=positive(int), metavar="N", help="examples a step")
-    new.add_argument("--hidden", type=widths, metavar="N,N", help="widths of the hidden layers")
+    new.add_argument("--hidden", type=widths, metavar="N,N", help="widths of hidden layers")
     new.add_argument("--resume", metavar="RUN", help="go on with this run")
     new.add_argument("--tensorboard", action="store_true", help="write for TensorBoard, too")
     new = command("generate", generate, GENERATE, out)

@@ -264,6 +264,24 @@ def test_train_lenet_is_a_run_like_others(capsys):
     assert "is no record of train mlp" in capsys.readouterr().err
 
 
+def test_train_names_and_dates(capsys):
+    assert cli.main("train names --epochs 1 --hidden 8 --batch-size 512 --json".split()) == 0
+    record = json.loads(capsys.readouterr()[0])
+    assert record["run"] == "runs/names-names-quick-seed0" and record["settings"]["hidden"] == 8
+    assert 2 < record["bits"] < 5 and "--hidden 8" in record["command"]
+    assert cli.main("train dates --epochs 1 --hidden 8".split()) == 0
+    assert "of unseen dates exactly right" in capsys.readouterr()[0]
+    assert cli.main("runs show dates-dates-quick-seed0".split()) == 0
+    assert "of unseen dates exactly right" in capsys.readouterr()[0]
+    for line, message in (
+        ("train names --hidden 8,8", "train names has one hidden width"),
+        ("train names --data mnist", "no data set 'mnist'; there are: names"),
+        ("train dates --resume names-names-quick-seed0", "is no record of train dates"),
+    ):
+        assert cli.main(line.split()) == 1
+        assert message in capsys.readouterr().err
+
+
 GPT = ["train", "gpt", "--preset", "quick", "--steps", "6", "--batch-size", "4"]
 
 
