@@ -85,6 +85,7 @@ class AskedTwice(Exercise):
     def cases():
         yield (1, 1, 2, 2), 0
         yield (3, 2, 2, 3), 1
+        yield (2, 1, 1, 4), 2
 
     def solution(model, x):
         return (model(x) + model(x[..., ::-1])) / 2

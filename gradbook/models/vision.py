@@ -40,8 +40,8 @@ from ..train.loop import evaluating, keeping_modes
 from ..train.recipes import ImageSettings, image_data, train_images
 
 # %% auto #0
-__all__ = ['PROFILES', 'OF_DATA', 'EPOCHS', 'BasicBlock', 'ResNet', 'resnet', 'VisionSettings', 'recommended', 'check_data',
-           'augmentation', 'train_resnet', 'total_score', 'watched', 'saliency', 'grad_cam', 'enlarged',
+__all__ = ['PROFILES', 'OF_DATA', 'EPOCHS', 'BasicBlock', 'check_images', 'ResNet', 'resnet', 'VisionSettings', 'recommended',
+           'check_data', 'augmentation', 'train_resnet', 'total_score', 'watched', 'saliency', 'grad_cam', 'enlarged',
            'probabilities', 'out_of_fold', 'Suspect', 'suspects']
 
 # %% ../../nbs/18_vision.ipynb #8b0f8adc
@@ -69,15 +69,29 @@ class BasicBlock(Module):
     def forward(self, x: Any) -> Tensor:
         "(N, inputs, H, W) -> (N, channels, H', W')"
         y = relu(self.norm1(self.conv1(x)))
-        return relu(self.norm2(self.conv2(y)) + self.way(x))
+        return cast(Tensor, relu(self.norm2(self.conv2(y)) + self.way(x)))
 
-# %% ../../nbs/18_vision.ipynb #9d66cfab
+# %% ../../nbs/18_vision.ipynb #01787fa8
+def check_images(who: str, x: Tensor, channels: int, least: int) -> None:
+    "Raise ShapeError unless these are images with the right channels, and large enough."
+    need = f"(N, {channels}, H, W) needed"
+    if x.ndim != 4:
+        hint = "x[None] makes a batch of one image, x[:, None] adds the axis of channels"
+        raise ShapeError(f"{who}: input {x.shape} has {x.ndim} axes; {need}; {hint}")
+    if x.shape[1] != channels:
+        last = x.shape[3] == channels
+        hint = "; the channels are the last axis here: moveaxis(x, -1, 1)" if last else ""
+        raise ShapeError(f"{who}: input {x.shape} has {x.shape[1]} channels; {need}{hint}")
+    if min(x.shape[2:]) < least:
+        raise ShapeError(f"{who}: images of {x.shape[2]} x {x.shape[3]}; {least} at least")
+
+# %% ../../nbs/18_vision.ipynb #05672c68
 class ResNet(Module):
     """A first layer, stages of residual blocks, the mean of each map, a linear layer.
 
-    (N, channels, H, W) -> (N, classes), for any H and W. `widths`: the channels of each stage, whose
-    first block halves the sides (but in the first stage), `blocks` in each. `window`: side of the
-    first layer's kernels, whose maps are pooled by `pool`. Raises ShapeError.
+    (N, channels, H, W) -> (N, classes), for any H and W. `widths`: the channels of the stages, of
+    `blocks` each; all but the first stage halve the sides. `window`: side of the first layer's
+    kernels, whose maps are pooled by `pool`. Raises ShapeError.
     """
 
     def __init__(
@@ -85,23 +99,22 @@ class ResNet(Module):
         window: int = 5, pool: int = 2, *, key: Key | int | None = None,
     ) -> None:  # fmt: skip
         self.channels, self.pool = whole("ResNet: channels", channels), pool
-        keys = random.split(as_key(key), len(widths) * blocks + 2)
+        first, *keys, last = random.split(as_key(key), len(widths) * blocks + 2)
         width = widths[0]
-        self.conv = Conv2d(channels, width, window, padding=window // 2, bias=False, key=keys[0])
+        self.conv = Conv2d(channels, width, window, padding=window // 2, bias=False, key=first)
         self.norm = BatchNorm2d(width)
         found: list[Module] = []
-        for k, (wanted, own) in enumerate(
-            zip([w for w in widths for _ in range(blocks)], keys[1:-1])
-        ):
-            found.append(BasicBlock(width, wanted, 2 if k and k % blocks == 0 else 1, key=own))
+        for k, own in enumerate(keys):
+            wanted, halves = widths[k // blocks], k > 0 and k % blocks == 0
+            found.append(BasicBlock(width, wanted, 2 if halves else 1, key=own))
             width = wanted
         self.blocks = Sequential(*found)
-        self.linear = Linear(width, whole("ResNet: classes", classes), key=keys[-1])
+        self.linear = Linear(width, whole("ResNet: classes", classes), key=last)
 
     def features(self, x: Any) -> Tensor:
         "The last maps: (N, channels, H, W) -> (N, widths[-1], H', W')"
         x = as_tensor(x)
-        self.check(x)
+        check_images("ResNet", x, self.channels, self.pool)
         x = self.norm(self.conv(x))
         return cast(Tensor, self.blocks(relu(max_pool2d(x, self.pool) if self.pool > 1 else x)))
 
@@ -110,19 +123,6 @@ class ResNet(Module):
         x = self.features(x)
         means = reshape(adaptive_avg_pool2d(x, 1), shape=x.shape[:2])  # (N, widths[-1])
         return cast(Tensor, self.linear(means))
-
-    def check(self, x: Tensor) -> None:
-        "Raise ShapeError unless these are images with the right channels, and large enough."
-        need = f"(N, {self.channels}, H, W) needed"
-        if x.ndim != 4:
-            hint = "x[None] makes a batch of one image, x[:, None] adds the axis of channels"
-            raise ShapeError(f"ResNet: input {x.shape} has {x.ndim} axes; {need}; {hint}")
-        if x.shape[1] != self.channels:
-            last = x.shape[3] == self.channels
-            hint = "; the channels are the last axis here: moveaxis(x, -1, 1)" if last else ""
-            raise ShapeError(f"ResNet: input {x.shape} has {x.shape[1]} channels; {need}{hint}")
-        if min(x.shape[2:]) < self.pool:
-            raise ShapeError(f"ResNet: images of {x.shape[2]} x {x.shape[3]}; {self.pool} at least")
 
 # %% ../../nbs/18_vision.ipynb #b0d072fd
 def resnet(
@@ -158,7 +158,7 @@ class VisionSettings(ImageSettings):
 
 
 PROFILES: dict[str, dict[str, Any]] = {
-    "quick": {"width": 16},
+    "quick": {"width": 16, "batch_size": 32},
     "full": {"part": False, "held_back": 1 / 30},
 }
 OF_DATA: dict[str, dict[str, Any]] = {
@@ -183,7 +183,7 @@ def check_data(data: str) -> None:
     if data not in OF_DATA:
         raise ValueError(f"no recipe for images {data!r}; there are: {', '.join(OF_DATA)}")
 
-
+# %% ../../nbs/18_vision.ipynb #68834f37
 def augmentation(settings: VisionSettings, size: tuple[int, int]) -> list[Transform]:
     "What happens to training images of this size, in bytes."
     found: list[Transform] = []
@@ -231,7 +231,8 @@ def total_score(who: str, scores: Tensor, classes: Any) -> Tensor:
         bad = own.max() if own.max() >= count else own.min()
         raise ValueError(f"{who}: there is no class {bad}; the model has {count}, from 0")
     wanted = np.arange(count) == own.reshape(-1, 1)  # (N or 1, classes)
-    return (scores * Tensor(wanted.astype(scores.dtype), device=scores.device)).sum()
+    chosen = Tensor(wanted.astype(scores.dtype), device=scores.device)
+    return cast(Tensor, (scores * chosen).sum())
 
 
 def watched(who: str, images: Any) -> Tensor:
@@ -293,14 +294,14 @@ def enlarged(maps: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[An
     grid = np.meshgrid(rows, columns, indexing="ij")
     return sampled(maps, *(np.broadcast_to(g, (len(maps), *size)) for g in grid))
 
-# %% ../../nbs/18_vision.ipynb #6b35a07d
+# %% ../../nbs/18_vision.ipynb #7addf362
 def probabilities(model: Module, images: Any, size: int = 500) -> np.ndarray[Any, Any]:
     "What the model thinks of each image: (N, ...) -> (N, classes)."
     parts = (images[k : k + size] for k in range(0, len(images), size))
     with evaluating(model):
         return np.concatenate([softmax(model(Tensor(x)), axis=1).numpy() for x in parts])
 
-
+# %% ../../nbs/18_vision.ipynb #6b35a07d
 def out_of_fold(
     fit: Callable[[ArrayDataset], Module], data: ArrayDataset, folds: int = 2, seed: int = 0
 ) -> np.ndarray[Any, Any]:
@@ -325,7 +326,7 @@ def out_of_fold(
 class Suspect(NamedTuple):
     "An example whose label is doubtful, what it may be instead, and how likely either is."
 
-    index: int
+    example: int
     label: int
     guess: int
     label_probability: float

@@ -38,8 +38,8 @@ __all__ = ['CACHE', 'standardised', 'totals', 'averages', 'standardise', 'wide',
            'normal_shape', 'layer_norm', 'rms_norm', 'group_norm', 'learned', 'LayerNorm', 'RMSNorm', 'GroupNorm',
            'check_channels', 'follow', 'by_running', 'values_per_channel', 'by_batch', 'channels_first', 'channel_rows',
            'as_images', 'some_channels', 'by_channel', 'dots', 'norm_channels', 'channel_terms', 'norm_channels_back',
-           'norm_channels_vjp', 'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'kept', 'dropout', 'masked',
-           'check_share', 'Dropout', 'Dropout2d']
+           'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'kept', 'dropout', 'masked', 'check_share',
+           'Dropout', 'Dropout2d']
 
 # %% ../../nbs/16_norm.ipynb #a740e296
 def standardised(
@@ -456,11 +456,9 @@ def norm_channels_back(
     return as_images(out, x.shape, order).astype(x.dtype, copy=False), g_w, g_b
 
 
-def norm_channels_vjp(g: Any, out: Any, x: Tensor, weight: Tensor, bias: Tensor, **params: Any) -> Any:
-    return norm_channels_back(*g, x, weight, *out[1:], **params)
-
-
-norm_channels.def_vjp_all(norm_channels_vjp)
+norm_channels.def_vjp_all(
+    lambda g, out, x, weight, bias, **o: norm_channels_back(*g, x, weight, *out[1:], **o)
+)
 norm_channels.def_jvp_all(pushed_through(by_channel))
 norm_channels_back.def_vjp_all(pulled_through(channel_terms))
 norm_channels_back.def_jvp_all(pushed_through(channel_terms))
