@@ -28,8 +28,9 @@ __all__ = ['THREAD_VARIABLES', 'REST', 'Runner', 'BENCHMARKS', 'Race', 'Steps', 
            'as_text', 'as_html', 'Comparison', 'compare', 'measure', 'MissingExtra', 'Row', 'rows_of', 'commit',
            'Report', 'Benchmark', 'benchmark', 'moons_training', 'moons_race', 'micrograd_race', 'peer', 'torch_alike',
            'report_of', 'mean_ratio', 'chain', 'chain_race', 'eager_race', 'there_and_back', 'large_race',
-           'arrays_race', 'random_race', 'adamw_race', 'training_steps', 'mlp_steps', 'lenet_steps', 'alone',
-           'training_race', 'mlp_race', 'lenet_race', 'optimizer_race', 'mean_accuracy']
+           'arrays_race', 'random_race', 'adamw_race', 'step_of', 'training_steps', 'mlp_steps', 'lenet_steps',
+           'torch_gpt', 'gpt_steps', 'alone', 'training_race', 'mlp_race', 'lenet_race', 'gpt_race', 'optimizer_race',
+           'mean_accuracy']
 
 # %% ../nbs/92_bench.ipynb #16493ab7
 def duration(seconds: float) -> str:
@@ -620,6 +621,24 @@ def adamw_race(repeat: int = 20) -> Report:
 Steps = tuple[Callable[[], float], Callable[[], float]]
 
 
+def step_of(
+    model: Any, optimizer: Any, loss_of: Any, x: Any, y: Any, clip: Any = None
+) -> Callable[[], float]:
+    "A whole training step of one library; it returns the loss."
+    weights = list(model.parameters())
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = loss_of(model(x), y)
+        loss.backward()
+        if clip:
+            clip(weights, 1.0)
+        optimizer.step()
+        return float(loss.item())
+
+    return step
+
+
 def training_steps(torch: Any, ours: Any, theirs: Any, shape: tuple[int, ...]) -> Steps:
     "A step of AdamW by gradbook and by PyTorch, from equal weights, on random inputs of `shape`."
     import numpy as np
@@ -633,16 +652,6 @@ def training_steps(torch: Any, ours: Any, theirs: Any, shape: tuple[int, ...]) -
         for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
             q.copy_(torch.tensor(p.data))
     x, y = rng.random(shape, dtype=np.float32), rng.integers(0, 10, shape[0])
-
-    def step_of(model: Any, optimizer: Any, loss_of: Any, x: Any, y: Any) -> Callable[[], float]:
-        def step() -> float:
-            optimizer.zero_grad()
-            loss = loss_of(model(x), y)
-            loss.backward()
-            optimizer.step()
-            return float(loss.item())
-
-        return step
 
     one, two = AdamW(ours.parameters(), lr=1e-3), torch.optim.AdamW(theirs.parameters(), lr=1e-3)
     return (
@@ -675,7 +684,74 @@ def lenet_steps() -> Steps:
     return training_steps(torch, LeNet5(key=0), theirs, (128, 1, 28, 28))
 
 
-NETWORKS = {"mlp": mlp_steps, "lenet": lenet_steps}
+
+# %% ../nbs/92_bench.ipynb #c6e3972e
+def torch_gpt(torch: Any, vocab: int, context: int, layers: int, heads: int, width: int) -> Any:
+    "PyTorch's counterpart of a GPT without biases."
+    nn, functional = torch.nn, torch.nn.functional
+
+    class Block(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = (nn.LayerNorm(width, bias=False) for _ in range(2))
+            self.inner = nn.Linear(width, 3 * width, bias=False)
+            self.outer = nn.Linear(width, width, bias=False)
+            self.up = nn.Linear(width, 4 * width, bias=False)
+            self.down = nn.Linear(4 * width, width, bias=False)
+
+        def forward(self, x: Any) -> Any:
+            parts = self.inner(self.norm1(x)).split(width, dim=2)
+            q, k, v = (z.unflatten(2, (heads, -1)).transpose(1, 2) for z in parts)
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.outer(y.transpose(1, 2).flatten(2))
+            return x + self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+    class Decoder(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.position = nn.Embedding(vocab, width), nn.Embedding(context, width)
+            self.blocks = nn.Sequential(*(Block() for _ in range(layers)))
+            self.norm = nn.LayerNorm(width, bias=False)
+
+        def forward(self, ids: Any) -> Any:
+            x = self.token(ids) + self.position.weight[: ids.shape[1]]
+            return self.norm(self.blocks(x)) @ self.token.weight.T
+
+    return Decoder()
+
+
+def gpt_steps() -> Steps:
+    "A training step of gradbook's and of PyTorch's GPT, nanoGPT's laptop settings, with clipping."
+    import numpy as np
+
+    from gradbook.models.gpt import GPT, GPTConfig, decay_groups, token_loss
+    from gradbook.optim.adam import AdamW
+    from gradbook.optim.clip import clip_grad_norm_
+    from gradbook.tensor.core import Tensor
+
+    torch, sizes = torch_alike(), (65, 64, 4, 4, 128)
+    ours, theirs = GPT(GPTConfig(*sizes, bias=False), key=0), torch_gpt(torch, *sizes)
+    with torch.no_grad():
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            q.copy_(torch.tensor(p.data))
+    ids = np.random.default_rng(0).integers(0, 65, (12, 65))
+    x, y = ids[:, :-1].copy(), ids[:, 1:].copy()
+    how: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.99)}
+    matrices, vectors = ([p for p in theirs.parameters() if (p.ndim > 1) == two] for two in (1, 0))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+
+    def loss_of(logits: Any, y: Any) -> Any:
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+    one, two = AdamW(decay_groups(ours, 0.1), **how), torch.optim.AdamW(groups, **how)
+    clip = torch.nn.utils.clip_grad_norm_
+    return (
+        step_of(ours, one, token_loss, Tensor(x), Tensor(y), clip_grad_norm_),
+        step_of(theirs, two, loss_of, torch.tensor(x), torch.tensor(y), clip),
+    )
+
+
+NETWORKS = {"mlp": mlp_steps, "lenet": lenet_steps, "gpt": gpt_steps}
 
 # %% ../nbs/92_bench.ipynb #ed139338
 ALONE = """
@@ -700,16 +776,18 @@ def alone(name: str, repeat: int, rounds: int = 2) -> Comparison:
     return Comparison(tuple(timing(k, s) for k, s in found.items()), machine(), threads())
 
 
-def training_race(name: str, repeat: int, parameters: int) -> Report:
+def training_race(
+    name: str, repeat: int, parameters: int, count: int = 128, what: str = "images"
+) -> Report:
     "gradbook and PyTorch: zero_grad, forward, cross-entropy, backward, step; raises MissingExtra."
     ours, theirs = NETWORKS[name]()
     apart = max(abs(ours() - theirs()) for _ in range(5))
     if not apart < 1e-4:
         raise ValueError(f"{name}: the losses of gradbook and PyTorch are {apart:.1g} apart")
     times = alone(name, repeat)
-    one, two = (128 / row.median_s for row in rows_of("training step", times))
-    summary = f"{one:,.0f} images a second, {one / two:.2f} times PyTorch's {two:,.0f}"
-    facts = {"batch": 128, "parameters": parameters}
+    one, two = (count / row.median_s for row in rows_of("training step", times))
+    summary = f"{one:,.0f} {what} a second, {one / two:.2f} times PyTorch's {two:,.0f}"
+    facts = {what: count, "parameters": parameters}
     return report_of(name, {"training step": times}, ("torch",), summary, **facts)
 
 
@@ -723,6 +801,12 @@ def mlp_race(repeat: int = 20) -> Report:
 def lenet_race(repeat: int = 20) -> Report:
     "The network of chapter 17."
     return training_race("lenet", repeat, 61_706)
+
+
+@benchmark("gpt", "a training step of a GPT: nanoGPT's settings for a laptop, AdamW, clipping")
+def gpt_race(repeat: int = 20) -> Report:
+    "The decoder of chapter 22."
+    return training_race("gpt", repeat, 804_096, 768, "tokens")
 
 # %% ../nbs/92_bench.ipynb #ffbb686c
 @benchmark("optim", "six optimisers on MNIST: three seeds, equal steps and equal time")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +30,13 @@ from .course.workspace import WorkspaceError
 from .settings import KNOBS, Settings, SettingsError, load
 
 # %% auto #0
-__all__ = ['EXTRAS', 'OPTIONS', 'Task', 'TASKS', 'ABOUT', 'INFO', 'TRAIN', 'RUNS', 'DATA', 'BENCH', 'START', 'CHECK', 'HINT',
-           'SOLUTION', 'PROGRESS', 'REBUILD', 'REPORT', 'EXPECTED', 'COMMANDS', 'Answer', 'CommandError', 'pick',
-           'version_of', 'digits_state', 'device_states', 'info', 'info_text', 'writable', 'keep', 'say',
-           'train_digits', 'told', 'Recipe', 'recipe_of', 'begun', 'new_folder', 'train_network', 'shown', 'train',
-           'runs', 'run_text', 'curve_lines', 'plotted', 'data', 'bench', 'answered', 'printed', 'start', 'check',
-           'hint', 'solution', 'progress', 'rebuild', 'report', 'number', 'seed', 'positive', 'widths', 'Parser',
-           'make_parser', 'failure', 'main']
+__all__ = ['EXTRAS', 'OPTIONS', 'RECIPES', 'Task', 'TASKS', 'ABOUT', 'INFO', 'TRAIN', 'GENERATE', 'RUNS', 'DATA', 'BENCH',
+           'START', 'CHECK', 'HINT', 'SOLUTION', 'PROGRESS', 'REBUILD', 'REPORT', 'EXPECTED', 'COMMANDS', 'Answer',
+           'CommandError', 'pick', 'version_of', 'digits_state', 'device_states', 'info', 'info_text', 'writable',
+           'keep', 'say', 'train_digits', 'told', 'Recipe', 'recipe_of', 'asked', 'begun', 'new_folder',
+           'train_network', 'outcome', 'shown', 'train', 'generate', 'runs', 'run_text', 'curve_lines', 'plotted',
+           'data', 'bench', 'answered', 'printed', 'start', 'check', 'hint', 'solution', 'progress', 'rebuild',
+           'report', 'number', 'seed', 'positive', 'widths', 'Parser', 'make_parser', 'failure', 'main']
 
 # %% ../nbs/94_cli.ipynb #61935483
 @dataclass(frozen=True)
@@ -203,32 +204,61 @@ def train_digits(args: argparse.Namespace, settings: Settings) -> Answer:
 
 # %% ../nbs/94_cli.ipynb #95dfee3f
 OPTIONS = {"data": "--data", "epochs": "--epochs", "lr": "--lr", "batch_size": "--batch-size"}
-OPTIONS |= {"hidden": "--hidden", "seed": "--seed"}
+OPTIONS |= {"hidden": "--hidden", "steps": "--steps", "seed": "--seed"}
 
 
-def told(args: argparse.Namespace) -> dict[str, Any]:
-    "The settings of a network that were given as options."
-    return {name: v for name in OPTIONS if (v := getattr(args, name, None)) is not None}
+def told(args: argparse.Namespace, settings: Any = None) -> dict[str, Any]:
+    "The settings of a network that were given as options; raises CommandError."
+    given = {name: v for name in OPTIONS if (v := getattr(args, name, None)) is not None}
+    if isinstance(getattr(settings, "hidden", None), int) and "hidden" in given:
+        if len(given["hidden"]) > 1:
+            raise CommandError(f"train {args.what} has one hidden width: --hidden N")
+        given["hidden"] = given["hidden"][0]
+    return given
+
+
+RECIPES = {
+    "mlp": ("train.recipes", "MLPSettings", "recommended", "train_mlp", "IMAGES"),
+    "lenet": ("models.lenet", "LeNetSettings", "recommended", "train_lenet", "DATA"),
+    "names": ("models.names", "SequenceSettings", "recommended_names", "train_names", None),
+    "dates": ("models.seq2seq", "DatesSettings", "recommended_dates", "train_dates", None),
+    "gpt": ("models.gpt", "GPTSettings", "recommended", "train_gpt", "DATA"),
+}
 
 
 class Recipe(NamedTuple):
-    "How a network is trained: its settings, those of a profile, the function, and on what."
+    "How a model is trained: its settings, those of a profile or preset, the function, and on what."
 
     settings: Any
     recommended: Callable[..., Any]
     run: Callable[..., dict[str, Any]]
-    images: Sequence[str]
+    data: Sequence[str]
+    presets: Sequence[str]  # none: it has profiles
 
 
 def recipe_of(model: str) -> Recipe:
-    "The recipe of a network."
-    if model == "lenet":
-        from gradbook.models import lenet
+    "The recipe of a model."
+    place, *names, data = RECIPES[model]
+    module = importlib.import_module(f"gradbook.{place}")
+    settings, recommended, run = (getattr(module, str(name)) for name in names)
+    known = getattr(module, data) if data else (settings.data,)
+    return Recipe(settings, recommended, run, known, tuple(getattr(module, "PRESETS", ())))
 
-        return Recipe(lenet.LeNetSettings, lenet.recommended, lenet.train_lenet, lenet.DATA)
-    from gradbook.train import recipes
 
-    return Recipe(recipes.MLPSettings, recipes.recommended, recipes.train_mlp, recipes.IMAGES)
+def asked(args: argparse.Namespace, settings: Settings, recipe: Recipe) -> tuple[str, Any]:
+    "The profile or preset of a new run, and its settings; raises CommandError."
+    other = "profile" if recipe.presets else "preset"
+    if getattr(args, other):
+        hint = f"presets: {', '.join(recipe.presets)}" if recipe.presets else "it has --profile"
+        raise CommandError(f"train {args.what} has no --{other}; {hint}")
+    given = {"seed": settings.seed, **told(args, recipe.settings)}
+    if "data" in given and not (recipe.presets and ".txt" in given["data"]):
+        pick("data set", given["data"], recipe.data)
+    usual = args.profile or settings.profile
+    if recipe.presets:
+        preset = "adder" if given.get("data") == "adder" else {"full": "laptop"}.get(usual, usual)
+        usual = pick("preset", args.preset or preset, recipe.presets)
+    return usual, recipe.recommended(usual, **given)
 
 
 def begun(args: argparse.Namespace, recipe: Recipe) -> tuple[Path, dict[str, Any], Any]:
@@ -248,7 +278,7 @@ def begun(args: argparse.Namespace, recipe: Recipe) -> tuple[Path, dict[str, Any
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         record = f"{folder / 'run.json'} is no record of train {args.what}"
         raise CommandError(f"{record}: {error!r}") from None
-    if changes := differences(given, given | told(args)):
+    if changes := differences(given, given | told(args, recipe.settings)):
         hint = "leave --resume out to begin anew"
         raise CommandError(f"{folder.name} was begun with {changes}; {hint}")
     return folder, about, wanted
@@ -264,25 +294,24 @@ def new_folder(out: Path, name: str) -> Path:
 
 # %% ../nbs/94_cli.ipynb #d8c69643
 def train_network(args: argparse.Namespace, settings: Settings) -> Answer:
-    "Train a network on images, with log and checkpoints."
+    "Train a model by its recipe, with log and checkpoints."
     from gradbook.train.callbacks import Callback, Progress
     from gradbook.train.recipes import in_package
 
     recipe = recipe_of(args.what)
+    kind = "preset" if recipe.presets else "profile"
     known = [field.name for field in fields(recipe.settings)]
     if other := [flag for name, flag in OPTIONS.items() if name in told(args).keys() - {*known}]:
         raise CommandError(f"train {args.what} has no {other[0]}")
     if args.resume:
         folder, about, wanted = begun(args, recipe)
-        profile = about["profile"]
+        usual = about.get(kind)
     else:
-        pick("set of images", args.data or "mnist", recipe.images)
-        profile = args.profile or settings.profile
-        wanted = recipe.recommended(profile, **{"seed": settings.seed, **told(args)})
-        place = f"{args.what}-{wanted.data}-{profile}-seed{wanted.seed}"
+        usual, wanted = asked(args, settings, recipe)
+        place = f"{args.what}-{Path(wanted.data).name.split('.')[0]}-{usual}-seed{wanted.seed}"
         folder = new_folder(writable(args.out), place)
-    say(f"training on {wanted.data}: profile {profile}, seed {wanted.seed}; run {folder}")
-    if wanted.part and in_package(wanted.data):
+    say(f"training on {wanted.data}: {kind} {usual}, seed {wanted.seed}; run {folder}")
+    if getattr(wanted, "part", False) and in_package(wanted.data):
         say("on the images that come with the package; --profile full takes all that there are")
     callbacks: list[Callback] = [Progress(say)]
     if args.tensorboard:
@@ -292,8 +321,8 @@ def train_network(args: argparse.Namespace, settings: Settings) -> Answer:
     flags = {name: flag for name, flag in OPTIONS.items() if name in known}
     words = [f"{flag} {shown(getattr(wanted, name))}" for name, flag in flags.items()]
     origin = {
-        "profile": profile,
-        "command": f"gradbook train {args.what} --profile {profile} {' '.join(words)}",
+        kind: usual,
+        "command": f"gradbook train {args.what} --{kind} {usual} {' '.join(words)}",
         "versions": {"gradbook": gradbook.__version__, "python": platform.python_version()},
     }
     try:
@@ -302,11 +331,23 @@ def train_network(args: argparse.Namespace, settings: Settings) -> Answer:
     except KeyboardInterrupt:
         say(f"gradbook train {args.what} --resume {folder} goes on from here")
         raise
-    text = (
-        f"{record['test_accuracy']:.2%} of the test images right, {record['steps']} steps, "
-        f"{record['seconds']:.1f} s\nthe run: {folder}"
-    )
-    return Answer(record | {"run": str(folder)}, text)
+    text = f"{outcome(record)}, {record['steps']} steps, {record['seconds']:.1f} s"
+    return Answer(record | {"run": str(folder)}, f"{text}\nthe run: {folder}")
+
+
+def outcome(record: dict[str, Any]) -> str:
+    "What came of a run, in a few words."
+    if "test_accuracy" in record:
+        return f"{record['test_accuracy']:.2%} of the test images right"
+    if "solved" in record:
+        return f"{record['solved']:.2%} of the held-back sums right"
+    if "exact" in record:
+        return f"{record['exact']:.1%} of unseen dates exactly right"
+    if "names" in record:
+        invented = ", ".join(record["names"][:20])
+        return f"{invented}\n{record['bits']:.3f} bits a letter of unseen names"
+    loss, bits = record["val_loss"], record["bits_per_byte"]
+    return f"validation loss {loss:.4f}, {bits:.3f} bits per byte"
 
 
 def shown(value: Any) -> str:
@@ -315,17 +356,43 @@ def shown(value: Any) -> str:
 
 # %% ../nbs/94_cli.ipynb #7a559fc9
 Task = Callable[[argparse.Namespace, Settings], Answer]
-TASKS: dict[str, Task] = {"digits": train_digits, "mlp": train_network, "lenet": train_network}
+TASKS: dict[str, Task] = {"digits": train_digits, **dict.fromkeys(RECIPES, train_network)}
 
 
 def train(args: argparse.Namespace, settings: Settings) -> Answer:
     "Train a model of the book."
     task = TASKS[pick("model", args.what, list(TASKS))]
     own = [flag for name, flag in OPTIONS.items() if name != "seed" and name in told(args)]
-    own += ["--resume"] * bool(args.resume) + ["--tensorboard"] * args.tensorboard
+    own += [f"--{name}" for name in ("preset", "resume", "tensorboard") if getattr(args, name)]
     if own and task is train_digits:
         raise CommandError(f"train {args.what} has no {own[0]}; train mlp has")
     return task(args, settings)
+
+# %% ../nbs/94_cli.ipynb #20ac3010
+def generate(args: argparse.Namespace, settings: Settings) -> Answer:
+    "Let a trained model write; the text appears as it is made."
+    from gradbook.models.generate import stream
+    from gradbook.models.gpt import load_run
+
+    folder = Path(args.model)
+    if not (folder / "run.json").exists():
+        known = sorted(path.parent.name for path in args.out.glob("gpt-*/run.json"))
+        if not known:
+            raise CommandError(f"there is no run of train gpt in {args.out}; make one first")
+        folder = args.out / pick("run", args.model, known)
+    model, tokenizer = load_run(folder)
+    if tokenizer is None:
+        raise CommandError(f"{folder.name} was trained on sums, and writes no text")
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    how = {name: getattr(args, name) for name in names}
+    how["key"] = settings.seed if args.seed is None else args.seed
+    more = stream(model, tokenizer, args.prompt, args.tokens, **how)
+    pieces = []
+    for piece in chain([args.prompt], more):
+        pieces.append(piece)
+        if not args.json:
+            print(piece, end="", flush=True)
+    return Answer({"run": str(folder), "text": "".join(pieces), **how}, "")
 
 # %% ../nbs/94_cli.ipynb #ea9e5b38
 def runs(args: argparse.Namespace, settings: Settings) -> Answer:
@@ -364,8 +431,8 @@ def run_text(run: Any) -> str:
     names = [n for n in (run.history[-1] if run.history else ()) if len(run.series(n)) > 0]
     names = [n for n in names if n not in ("epoch", "epochs", "step", "seconds")]
     lines += ["", curve_lines({n: run.series(n) for n in names})] if names else []
-    if "test_accuracy" in run.about:
-        lines += ["", f"test accuracy {run.about['test_accuracy']:.2%}"]
+    with contextlib.suppress(KeyError):  # it hasn't come to an end
+        lines += ["", outcome(run.about)]
     return "\n".join(lines)
 
 
@@ -534,9 +601,13 @@ models
   digits      a network of single numbers on 1,797 handwritten 8x8 digits (chapter 4)
   mlp         linear layers on images: mnist, fashion_mnist, cifar10, digits (chapter 15)
   lenet       LeNet-5, two convolutions, on mnist or fashion_mnist (chapter 17)
+  names       a GRU that invents first names (chapter 19)
+  dates       dates in any spelling, read with attention (chapter 19)
+  gpt         a language model on shakespeare, names or a .txt file, or on sums: adder
+              (chapter 22); --preset quick, laptop, shakespeare, gpt2 or adder
 
-A run of mlp or lenet is a folder with log and checkpoints. It may be killed at any moment, or
-stopped with Ctrl-C; --resume goes on, and ends with the same bits as if undisturbed.
+Every run but that of digits is a folder with log and checkpoints. It may be killed at any
+moment, or stopped with Ctrl-C; --resume goes on, and ends with the same bits as if undisturbed.
 
 examples
   gradbook train mlp --data mnist        a few seconds, with the images in the package
@@ -544,7 +615,17 @@ examples
   gradbook train mlp --hidden 300,100 --lr 0.001 --epochs 10
   gradbook train mlp --resume mlp-mnist-full-seed1
   gradbook train lenet --profile full    99 of 100 digits right, after a minute or two
+  gradbook train gpt --data shakespeare --preset laptop
   gradbook train digits --json > run.json
+"""
+
+GENERATE = """\
+Let a model that `gradbook train gpt` made write. The text goes to standard output as
+it is made; with --json it is kept for the record.
+
+examples
+  gradbook generate gpt-shakespeare-laptop-seed0 --prompt "ROMEO:"
+  gradbook generate runs/gpt-shakespeare-laptop-seed0 --tokens 500 --temperature 0.5
 """
 
 RUNS = """\
@@ -706,16 +787,27 @@ def make_parser() -> Parser:
 
     command("info", info, INFO)
     new = command("train", train, TRAIN, out)
-    new.add_argument("what", metavar="MODEL", help="digits, mlp or lenet")
+    new.add_argument("what", metavar="MODEL", help=", ".join(TASKS))
     new.add_argument("--profile", choices=("quick", "full"), help="default: the setting")
     new.add_argument("--seed", type=seed, metavar="N", help="default: the setting")
-    new.add_argument("--data", metavar="NAME", help="images for mlp or lenet (default: mnist)")
+    new.add_argument("--data", metavar="NAME", help="data set (MODEL has its own default)")
+    new.add_argument("--preset", metavar="NAME", help="settings of a language model")
     new.add_argument("--epochs", type=positive(int), metavar="N", help="times round the data")
+    new.add_argument("--steps", type=positive(int), metavar="N", help="steps of gpt")
     new.add_argument("--lr", type=positive(float), metavar="X", help="largest learning rate")
-    new.add_argument("--batch-size", type=positive(int), metavar="N", help="images a step")
-    new.add_argument("--hidden", type=widths, metavar="N,N", help="widths of the hidden layers")
+    new.add_argument("--batch-size", type=positive(int), metavar="N", help="examples a step")
+    new.add_argument("--hidden", type=widths, metavar="N,N", help="widths of hidden layers")
     new.add_argument("--resume", metavar="RUN", help="go on with this run")
     new.add_argument("--tensorboard", action="store_true", help="write for TensorBoard, too")
+    new = command("generate", generate, GENERATE, out)
+    new.add_argument("model", metavar="RUN", help="a run of train gpt: its name or its folder")
+    new.add_argument("--prompt", default="\n", metavar="TEXT", help="default: an empty line")
+    new.add_argument("--tokens", type=positive(int), default=200, metavar="N", help="how many")
+    new.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0: the likeliest")
+    new.add_argument("--top-k", type=positive(int), metavar="N", help="of the N likeliest")
+    new.add_argument("--top-p", type=float, metavar="X", help="of those that have X together")
+    new.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1")
+    new.add_argument("--seed", type=seed, metavar="N", help="default: the setting")
     new = command("runs", runs, RUNS, out)
     new.add_argument("action", nargs="?", default="list", help="list, show, compare or plot")
     new.add_argument("names", nargs="*", metavar="RUN", help="which runs")
@@ -756,8 +848,8 @@ def failure(error: Exception) -> str:
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 # %% ../nbs/94_cli.ipynb #1a1ce1c5
-COMMANDS = ["info", "train", "runs", "data", "bench", "start", "check", "hint", "solution"]
-COMMANDS += ["progress", "rebuild", "report"]
+COMMANDS = ["info", "train", "generate", "runs", "data", "bench", "start", "check", "hint"]
+COMMANDS += ["solution", "progress", "rebuild", "report"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

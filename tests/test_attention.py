@@ -16,6 +16,7 @@ from gradbook.nn.attention import check_causal, influence, padding_mask, rotary
 from gradbook.nn.attention import scaled_dot_product_attention as sdpa
 from gradbook.nn.embedding import Embedding
 from gradbook.nn.module import Module
+from gradbook.tensor import random
 from gradbook.tensor.check import check_primitive
 from gradbook.tensor.core import TABLE, GraphError, Tensor, detect_anomaly, matmul, no_grad
 from gradbook.tensor.transforms import grad, hessian, jvp, vmap
@@ -125,6 +126,38 @@ def test_large_scores_do_not_overflow() -> None:
     half = sdpa(*(a.astype("float16") for a in (q, k, v)))
     assert half.dtype == "float16"
     np.testing.assert_allclose(half.numpy(), sdpa(q, k, v).numpy(), atol=5e-3)
+
+
+def test_a_barred_row_in_float16_computes_no_infinity() -> None:
+    "And a mask of floats says -inf only where it is; NaN stays NaN."
+    q, k, _ = (Tensor(a.astype("float16"), requires_grad=True) for a in three((), 3, 4, 4, 4))
+    mask = np.ones((3, 4), bool)
+    mask[1] = False
+    with np.errstate(all="raise", under="ignore"):
+        p = attention_weights(q, k, mask)
+        p.sum().backward()
+    assert p.dtype == "float16" and (p.numpy().sum(-1).round(2) == [1, 0, 1]).all()
+    assert np.isfinite(q.grad.numpy()).all()
+    unknown = np.zeros((3, 4))
+    unknown[2, 0] = np.nan
+    assert (np.isnan(attention_weights(q, k, unknown).numpy()).any(-1) == [0, 0, 1]).all()
+
+
+def test_the_dtype_is_the_common_one_whichever_way_is_taken() -> None:
+    for dtypes in (("float32", "float32", "float64"), ("float16", "float16", "float32")):
+        q, k, v = (a.astype(d) for a, d in zip(three((2,), 4, 5, 3, 3), dtypes))
+        for mask in (None, np.ones((4, 5), bool), np.zeros((4, 5)), np.zeros((4, 5), "float16")):
+            assert sdpa(q, k, v, mask).dtype == dtypes[2]
+        p = sdpa(q, k, v, dropout_p=0.5, dropout_key=random.key(0))
+        assert p.dtype == dtypes[2]
+    assert MultiHeadAttention(8, 2, key=0)(draw(1, 3, 8), mask=np.zeros((3, 3))).dtype == "float32"
+
+
+def test_groups_broadcast_over_the_batch() -> None:
+    q, k, v = draw(1, 8, 3, 4), draw(2, 2, 5, 4, seed=1), draw(2, 2, 5, 4, seed=2)
+    out = sdpa(q, k, v, enable_gqa=True).numpy()
+    whole = sdpa(q, k.repeat(4, axis=1), v.repeat(4, axis=1)).numpy()
+    np.testing.assert_allclose(out, whole, atol=1e-6)
 
 
 def test_memory_grows_with_the_length_not_its_square() -> None:
@@ -260,6 +293,34 @@ def test_a_cache_refuses() -> None:
         assert len(cache) == 2
         with pytest.raises(A.AttentionError, match="holds 2"):
             cache.truncate(5)
+        k, v = Tensor(draw(1, 2, 3, 4)), Tensor(draw(1, 2, 1, 4))
+        with pytest.raises(A.AttentionError, match=r"\(1, 2, 3, 4\) and values \(1, 2, 1, 4"):
+            KVCache().append(k, v)
+    with pytest.raises(ValueError, match="max_length is -1"):
+        KVCache(-1)
+
+
+def test_a_refused_call_leaves_the_cache_as_it_was() -> None:
+    layer, x, cache = MultiHeadAttention(8, 2, causal=True, key=0), draw(1, 4, 8), KVCache()
+    with no_grad():
+        whole = layer(x).numpy()
+        layer(x[:, :3], cache=cache)
+        with pytest.raises(A.AttentionError, match="mask"):
+            layer(x[:, 3:], mask=np.ones((1, 3), bool), cache=cache)
+        assert len(cache) == 3
+        np.testing.assert_allclose(layer(x[:, 3:], cache=cache).numpy(), whole[:, 3:], atol=1e-6)
+
+
+def test_a_cache_needs_a_mask_or_causal() -> None:
+    "Old places can't look at new ones, so without either the full pass would differ."
+    layer, x = MultiHeadAttention(8, 2, key=0), draw(1, 3, 8)
+    with no_grad():
+        with pytest.raises(A.AttentionError, match="causal=True, or a mask"):
+            layer(x, cache=KVCache())
+        whole, cache = layer(x, mask=causal_mask(3)).numpy(), KVCache()
+        for t in range(3):
+            out = layer(x[:, t : t + 1], mask=causal_mask(1, t + 1), cache=cache).numpy()
+            np.testing.assert_allclose(out[:, 0], whole[:, t], atol=1e-6)
 
 
 class Model(Module):
@@ -297,9 +358,20 @@ def test_the_detector() -> None:
         with pytest.raises(A.LeakError, match="comes later"):
             check_causal(model, ids, at=model.embedding)
     check_causal(lambda x: x[:, :1] + x, draw(1, 5, 2))
-    check_causal(lambda x: x.detach(), draw(1, 5, 2))
     with pytest.raises(A.LeakError, match="1 leaks, up to 1 ahead: output 2 depends on input 3"):
         check_causal(lambda x: x + x[:, [0, 1, 3, 3, 4]] * 0.001, draw(1, 5, 2))
+
+
+def test_the_detector_says_when_it_cannot_know() -> None:
+    "Without a gradient nothing was looked at, and nothing is passed."
+    ids, model = np.arange(6)[None], Model("no mask")
+    with no_grad(), pytest.raises(A.AttentionError, match="outside no_grad"):
+        check_causal(model, ids, at=model.embedding)
+    with pytest.raises(A.AttentionError, match="has no gradient"):
+        influence(lambda x: x.detach(), draw(1, 5, 2))
+    weight = Tensor(draw(2, 2), requires_grad=True)
+    with pytest.raises(A.AttentionError, match="is one detached"):
+        check_causal(lambda x: x.detach() @ weight, draw(1, 5, 2))
 
 
 def test_bad_input_is_named() -> None:
@@ -307,7 +379,8 @@ def test_bad_input_is_named() -> None:
     for bad, words in (
         ((q, k[..., :5], v), "one size"),
         ((q, k, v[..., :4, :]), "5 keys, 4 values"),
-        ((q, k[:, :2], v[:, :2]), "enable_gqa=True shares 2 among 4"),
+        ((q, k[:, :2], v[:, :2]), "don't fit; enable_gqa=True lets heads share"),
+        ((draw(3, 4, 3, 6), k, v), "other axes don't fit$"),
         ((q[0, 0, 0], k, v), "length, size"),
         ((q, k, v, np.ones((3, 4), bool)), r"mask \(3, 4\) for scores \(2, 4, 3, 5\)"),
         ((q, k, v, np.ones((3, 5), int)), "booleans or floats, not int64"),
@@ -315,8 +388,14 @@ def test_bad_input_is_named() -> None:
     ):
         with pytest.raises(A.AttentionError, match=words):
             sdpa(*bad)
-    with pytest.raises(A.AttentionError, match="don't share"):
-        sdpa(q, k[:, :3], v[:, :3], enable_gqa=True)
+    for bad, words in (
+        ((q, k[:, :3], v[:, :3]), "4 heads .* don't share 3"),
+        ((q, k[:, :2], v), r"don't share 2 of key \(2, 2, 5, 6\) and 4 of value"),
+        ((draw(3, 4, 3, 6), k, v), r"query \(3, 4, 3, 6\), key \(2, 4, 5, 6\).* don't fit$"),
+        ((q[0, 0], k, v), "heads, length, size"),
+    ):
+        with pytest.raises(A.AttentionError, match=words):
+            sdpa(*bad, enable_gqa=True)
     with pytest.raises(A.AttentionError, match="5 heads don't divide dim 12"):
         MultiHeadAttention(12, 5)
     with pytest.raises(A.AttentionError, match="share"):
@@ -325,8 +404,20 @@ def test_bad_input_is_named() -> None:
         MultiHeadAttention(12, 4)(draw(3, 12))
     with pytest.raises(A.AttentionError, match="even size"):
         rotary(draw(3, 5))
+    for base in (0.0, -1.0, float("nan")):
+        with pytest.raises(A.AttentionError, match="number above 0"):
+            rotary(draw(3, 4), base=base)
+        with pytest.raises(A.AttentionError, match="rope_base"):
+            MultiHeadAttention(8, 2, rope_base=base)
+    layer, mask = MultiHeadAttention(8, 2, key=0), np.ones((2, 3, 3), bool)
+    for call in (layer, layer.weights):
+        with pytest.raises(A.AttentionError, match=r"mask \(2, 3, 3\); \(T, S\) or \(batch"):
+            call(draw(2, 3, 8), mask=mask)
     with pytest.raises(A.AttentionError, match="0 to 4"):
         padding_mask([2, 5], 4)
+    with pytest.raises(TypeError):
+        causal_mask(2.5)  # type: ignore[arg-type]
+    assert (attention_weights(draw(2, 0), draw(4, 0)).numpy() == 0.25).all()
 
 
 def test_dropout_belongs_to_training() -> None:

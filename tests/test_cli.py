@@ -256,12 +256,90 @@ def test_train_lenet_is_a_run_like_others(capsys):
     assert "--hidden" not in record["command"] and record["settings"]["shift"] == 1
     for words, message in (
         (["--hidden", "16"], "train lenet has no --hidden"),
-        (["--data", "digits"], "no set of images 'digits'"),
+        (["--data", "digits"], "no data set 'digits'"),
     ):
         assert cli.main([*short, *words]) == 1
         assert message in capsys.readouterr().err
     assert cli.main(["train", "mlp", "--resume", record["run"]]) == 1
     assert "is no record of train mlp" in capsys.readouterr().err
+
+
+def test_train_names_and_dates(capsys):
+    assert cli.main("train names --epochs 1 --hidden 8 --batch-size 512 --json".split()) == 0
+    record = json.loads(capsys.readouterr()[0])
+    assert record["run"] == "runs/names-names-quick-seed0" and record["settings"]["hidden"] == 8
+    assert 2 < record["bits"] < 5 and "--hidden 8" in record["command"]
+    assert cli.main("train dates --epochs 1 --hidden 8".split()) == 0
+    assert "of unseen dates exactly right" in capsys.readouterr()[0]
+    assert cli.main("runs show dates-dates-quick-seed0".split()) == 0
+    assert "of unseen dates exactly right" in capsys.readouterr()[0]
+    for line, message in (
+        ("train names --hidden 8,8", "train names has one hidden width"),
+        ("train names --data mnist", "no data set 'mnist'; there are: names"),
+        ("train dates --resume names-names-quick-seed0", "is no record of train dates"),
+    ):
+        assert cli.main(line.split()) == 1
+        assert message in capsys.readouterr().err
+
+
+GPT = ["train", "gpt", "--preset", "quick", "--steps", "6", "--batch-size", "4"]
+
+
+def test_a_language_model_trains_and_writes(capsys):
+    Path("mine.txt").write_text("to be or not to be\n" * 200)
+    assert cli.main([*GPT, "--data", "mine.txt", "--json"]) == 0
+    record = json.loads(capsys.readouterr()[0])
+    assert record["run"] == "runs/gpt-mine-quick-seed0" and record["preset"] == "quick"
+    assert record["steps"] == 6 and 0 < record["val_loss"] < 4
+    assert cli.main(record["command"].split()[1:]) == 0  # the command says it all
+    assert "bits per byte, 6 steps" in capsys.readouterr()[0]
+    write = ["generate", "gpt-mine-quick-seed0", "--prompt", "to be", "--tokens", "12"]
+    assert cli.main(write) == 0
+    text = capsys.readouterr()[0]
+    assert text.startswith("to be") and len(text) == len("to be") + 12 + 1
+    assert cli.main([*write, "--json"]) == 0
+    assert json.loads(capsys.readouterr()[0])["text"] == text[:-1]
+    assert cli.main([*write, "--seed", "9", "--temperature", "3"]) == 0
+    assert capsys.readouterr()[0] != text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train gpt --preset big", "no preset 'big'; there are: laptop, nanogpt"),
+        ("train gpt --data shakespear", "no data set 'shakespear'; did you mean shakespeare?"),
+        ("train gpt --data absent.txt", "absent.txt"),
+        ("train gpt --profile full", "train gpt has no --profile; presets: laptop, nanogpt"),
+        ("train gpt --epochs 3", "train gpt has no --epochs"),
+        ("train mlp --preset quick", "train mlp has no --preset; it has --profile"),
+        ("train mlp --steps 3", "train mlp has no --steps"),
+        ("train digits --preset quick", "train digits has no --preset"),
+        ("generate mine", "there is no run of train gpt in runs"),
+    ],
+)
+def test_what_a_language_model_refuses(line, message, capsys):
+    assert cli.main(line.split()) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_what_writing_refuses(capsys):
+    Path("mine.txt").write_text("to be or not to be\n" * 200)
+    assert cli.main([*GPT, "--data", "mine.txt"]) == 0
+    capsys.readouterr()
+    name = "gpt-mine-quick-seed0"
+    for words, message in (
+        (["gpt-mine-quick-seed1"], f"did you mean {name}?"),
+        ([name, "--temperature", "-1"], "temperature is -1.0; 0 or more is needed"),
+        ([name, "--top-p", "2"], "top_p is 2.0"),
+        ([name, "--prompt", "zebra"], "'z'"),
+        ([name, "--prompt", ""], "a prompt of 0 tokens"),
+        ([name, "--prompt", "to " * 30], "a prompt of 90 tokens; 1 to 32 are needed"),
+    ):
+        assert cli.main(["generate", *words]) == 1
+        assert message in capsys.readouterr().err
+    Path("runs", name, "tokenizer.json").write_text("{}")
+    assert cli.main(["generate", name]) == 1
+    assert "tokenizer.json" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_and_refuses_another_setting(capsys):
@@ -365,7 +443,7 @@ def test_runs_in_every_way(capsys, small):
     ]
     assert cli.main(["runs", "show", "mlp-digits-quick-seed0"]) == 0
     text = capsys.readouterr().out
-    assert "hidden" in text and "val_loss" in text and "test accuracy" in text
+    assert "hidden" in text and "val_loss" in text and "of the test images right" in text
     assert cli.main(["runs", "show", "digits-quick-seed0"]) == 0
     names = ["mlp-digits-quick-seed0", "mlp-digits-quick-seed0-2"]
     assert cli.main(["runs", "compare", *names]) == 0

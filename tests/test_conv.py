@@ -180,6 +180,55 @@ def test_pooling_is_pytorchs(data: st.DataObject) -> None:
         same(name, {"output_size": wanted})
 
 
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_a_window_larger_than_the_image_may_stick_out(name: str) -> None:
+    functional = pytest.importorskip("torch.nn.functional", reason="PyTorch is the reference")
+    x = np.random.default_rng(0).normal(size=(1, 2, 4, 5))
+    cases: list[dict[str, Any]] = [
+        {"kernel_size": 6, "stride": 3, "padding": 1}, {"kernel_size": (4, 6), "stride": 2}
+    ]  # fmt: skip
+    if name == "max_pool2d":
+        cases.append({"kernel_size": 3, "stride": 2, "dilation": 2})
+    for o in cases:
+        theirs = lambda a, o=o: getattr(functional, name)(a, ceil_mode=True, **o)  # noqa: E731
+        compare(lambda a, o=o: getattr(pl, name)(a, ceil_mode=True, **o), theirs, [x])
+    with pytest.raises(ShapeError, match="does not fit"):
+        getattr(pl, name)(x, 7, 1, ceil_mode=True)
+
+
+def test_the_mean_of_small_dtypes() -> None:
+    images = [
+        np.full((1, 4, 4), 200, np.uint8), np.full((1, 4, 4), 100, np.int8),
+        np.full((1, 4, 4), 60_000, np.float16), np.ones((1, 4, 4), bool),
+    ]  # fmt: skip
+    for x in images:
+        means = (
+            pl.avg_pool2d(x, 2), pl.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+            pl.adaptive_avg_pool2d(x, 2), pl.adaptive_avg_pool2d(x, 3),
+        )  # fmt: skip
+        for mean in means:
+            assert mean.dtype == ("float16" if x.dtype == "float16" else "float32")
+            np.testing.assert_allclose(mean.numpy(), float(x[0, 0, 0]), rtol=1e-3)
+    assert pl.max_pool2d(np.eye(4, dtype=bool)[None], 2, padding=1).dtype == bool
+    half = Tensor(np.ones((1, 2, 2), np.float16), requires_grad=True)
+    pl.avg_pool2d(half, 2).sum().backward()
+    assert half.grad.dtype == "float16" and (half.grad.numpy() == 0.25).all()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_infinite_slope_stays_where_it_belongs(stride: int) -> None:
+    x = Tensor([[[1.0, 2.0, 3.0, 4.0], [4.0, 5.0, 1.0, 6.0]]], requires_grad=True)
+    y = pl.max_pool2d(x, 2, stride)
+    g = np.ones(y.shape)
+    g[0, 0, 0] = np.inf
+    (slope,) = gradients((y * g).sum(), [x])
+    assert slope.tolist() == [[[0, 0, 0, 0], [0, np.inf, 0, 1]]]
+    t = np.zeros((1, 2, 4))
+    t[0, 0] = np.inf, np.nan, np.inf, np.nan  # none of them is a maximum
+    _, along = jvp(lambda a: pl.max_pool2d(a, 2, stride), (x.detach(),), (Tensor(t),))
+    assert not along.numpy().any()
+
+
 def test_a_divisor_of_ones_own() -> None:
     x = np.ones((1, 1, 4, 4))
     assert (pl.avg_pool2d(x, 2, divisor_override=2).numpy() == 2).all()
@@ -330,16 +379,24 @@ IMAGE, WEIGHT = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3))
     ("call", "message"),
     [
         (lambda: cv.conv2d(np.ones((2, 8, 8, 3)), WEIGHT), r"has 8 channels.*needs 3.*moveaxis"),
+        (lambda: cv.conv2d(IMAGE[0].transpose(1, 2, 0), WEIGHT),
+         r"input \(8, 8, 3\) has 8 channels.*needs 3.*moveaxis\(x, -1, 0\)"),
         (lambda: cv.conv2d(IMAGE, np.ones((4, 2, 3, 3)), groups=2), "with groups=2 needs 4"),
+        (lambda: cv.conv2d(IMAGE, WEIGHT, groups=2.0), "conv2d: groups is 2.0; a whole number"),
+        (lambda: cv.conv_transpose2d(IMAGE, WEIGHT, groups="a"), "groups is 'a'; a whole number"),
+        (lambda: cv.conv2d(IMAGE[:, :, :0], WEIGHT, padding=2), r"\(2, 3, 0, 8\) has no places"),
+        (lambda: cv.conv_transpose2d(IMAGE[:, :, :, :0], WEIGHT), "has no places"),
+        (lambda: pl.max_pool2d(IMAGE[0, :, :0], 2, padding=1), r"\(3, 0, 8\) has no places"),
+        (lambda: pl.adaptive_avg_pool2d(IMAGE[:, :, :0], 2), "has no places"),
         (lambda: cv.conv2d(IMAGE, WEIGHT, groups=3), "groups=3 does not divide 4 output"),
-        (lambda: cv.conv2d(IMAGE, WEIGHT, groups=0), "groups=0 does not divide"),
+        (lambda: cv.conv2d(IMAGE, WEIGHT, groups=0), "groups is 0; a whole number above 0"),
         (lambda: cv.conv2d(IMAGE, WEIGHT[0]), r"weight \(3, 3, 3\); \(out, in/groups, H, W\)"),
         (lambda: cv.conv2d(IMAGE, WEIGHT, np.ones(3)), r"bias \(3,\) for 4 output channels"),
         (lambda: cv.conv2d(IMAGE[0, 0], WEIGHT), r"input \(8, 8\); \(N, C, H, W\) or \(C, H, W\)"),
         (lambda: cv.conv2d(IMAGE[:, :, :2], WEIGHT), "window of 3 x 3 does not fit into 2 x 8"),
         (lambda: cv.conv2d(IMAGE, WEIGHT, dilation=5), "11 x 11 with its dilation does not fit"),
-        (lambda: cv.conv2d(IMAGE, WEIGHT, stride=0), "stride=0; a whole number"),
-        (lambda: cv.conv2d(IMAGE, WEIGHT, stride=1.5), "stride=1.5; a whole number"),
+        (lambda: cv.conv2d(IMAGE, WEIGHT, stride=0), "stride=0; expected .*, 1 or more, or 2"),
+        (lambda: cv.conv2d(IMAGE, WEIGHT, stride=1.5), "stride=1.5; expected a whole number"),
         (lambda: cv.conv2d(IMAGE, WEIGHT, padding=(1, 2, 3)), r"padding=\(1, 2, 3\)"),
         (lambda: cv.conv2d(IMAGE, WEIGHT, padding=-1), "padding=-1; .* 0 or more"),
         (lambda: cv.conv2d(IMAGE, WEIGHT, padding="full"), "'full'; 'same', 'valid' or numbers"),
@@ -353,6 +410,13 @@ IMAGE, WEIGHT = np.ones((2, 3, 8, 8)), np.ones((4, 3, 3, 3))
         (lambda: Conv2d(3, 4, 0), "kernel_size=0"),
         (lambda: Conv2d(3, 4, 3, padding_mode="mirror"), "no padding_mode 'mirror'; zeros, refl"),
         (lambda: ConvTranspose2d(3, 4, 3, padding="same"), "needs numbers"),
+        (lambda: pl.MaxPool2d(0), "MaxPool2d: kernel_size=0"),
+        (lambda: pl.MaxPool2d("a"), "MaxPool2d: kernel_size='a'"),
+        (lambda: pl.MaxPool1d((2, 2)), r"MaxPool1d: kernel_size=\(2, 2\)"),
+        (lambda: pl.AvgPool2d(2, padding=2), "more than half"),
+        (lambda: pl.AdaptiveAvgPool2d(-1), "AdaptiveAvgPool2d: output_size"),
+        (lambda: pl.AdaptiveMaxPool1d((1, 2)), "AdaptiveMaxPool1d: output_size"),
+        (lambda: pl.avg_pool2d(IMAGE, 2, divisor_override="a"), "divisor_override='a'; expected"),
         (lambda: pl.max_pool2d(IMAGE, 2, padding=2), "more than half"),
         (lambda: pl.max_pool2d(IMAGE, 9), "window of 9 x 9 does not fit into 8 x 8"),
         (lambda: pl.adaptive_avg_pool2d(IMAGE, 0), "output_size"),
@@ -368,8 +432,8 @@ def test_bad_input_says_the_numbers(call: Any, message: str) -> None:
 
 
 def test_an_option_that_does_not_exist() -> None:
-    with pytest.raises(TypeError, match="MaxPool2d takes no size"):
-        pl.MaxPool2d(2, size=3)
+    with pytest.raises(TypeError, match="'size'"):
+        pl.MaxPool2d(2, size=3)  # type: ignore[call-arg]
     assert issubclass(ShapeError, ValueError)
     assert str(pl.MaxPool2d(3, 2, ceil_mode=True)).startswith("MaxPool2d(3, stride=2, ceil_mode=T")
 
@@ -378,6 +442,8 @@ def test_pooling_layers_are_the_functions() -> None:
     x = np.random.default_rng(0).normal(size=(2, 3, 9, 8))
     for layer, expected in (
         (pl.MaxPool2d(3, 2, 1), pl.max_pool2d(x, 3, 2, 1)),
+        (pl.MaxPool2d(2, 2, 0, 3, ceil_mode=True), pl.max_pool2d(x, 2, 2, 0, 3, True)),
+        (pl.AvgPool2d(3, 2, 1, True, False, 5), pl.avg_pool2d(x, 3, 2, 1, True, False, 5)),
         (pl.AvgPool2d(2, count_include_pad=False), pl.avg_pool2d(x, 2)),
         (pl.AdaptiveAvgPool2d((2, None)), pl.adaptive_avg_pool2d(x, (2, None))),
         (pl.AdaptiveMaxPool2d(3), pl.adaptive_max_pool2d(x, 3)),

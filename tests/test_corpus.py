@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from gradbook.data.datasets import shakespeare
 from gradbook.data.loader import DataLoader
-from gradbook.nn.embedding import Embedding, IdError
 from gradbook.scalar.samples import DataFileError
 from gradbook.tensor import random
 from gradbook.tensor.core import Tensor
@@ -40,6 +39,7 @@ from gradbook.text.word2vec import (
     WordError,
     Words,
     skipgrams,
+    speeches_of,
     subsample,
     train_vectors,
 )
@@ -106,6 +106,7 @@ def test_windows_in_order(n: int, length: int, stride: int) -> None:
         assert x[k].tolist() == list(range(start, start + length))
         assert (y[k] == x[k] + 1).all() and (windows[k][0] == x[k]).all()
     assert (windows[-1][0] == x[-1]).all()
+    assert (windows[1:][0] == x[1:]).all() and windows[:2][1].shape == (min(2, len(x)), length)
     for i in (len(windows), -len(windows) - 1):
         with pytest.raises(IndexError):
             windows[i]
@@ -124,6 +125,22 @@ def test_bits_per_byte_is_what_it_says() -> None:
     assert bits_per_byte(math.log(2), 300, 100) == pytest.approx(3)
     corpus = Corpus.of(TEXT, TEXT[:500], BPETokenizer.train(TEXT, 270))
     assert corpus.bits_per_byte(1.0) == pytest.approx(len(corpus.val) / 500 / math.log(2))
+
+
+def test_a_row_is_worth_the_same_as_text_and_as_documents() -> None:
+    char, lines = CharTokenizer.train(TEXT + "\n"), ["the king", "the crown"] * 9
+    listed = Corpus.of(lines, lines[:2], char, end="\n")
+    joined = Corpus.of("the king\nthe crown\n" * 9, "the king\nthe crown\n", char)
+    assert (listed.train == joined.train).all() and listed.train_bytes == joined.train_bytes
+    assert listed.bits_per_byte(2.0) == joined.bits_per_byte(2.0)
+    special = Corpus.of(lines, lines, gpt2())
+    assert special.train_bytes == sum(map(len, lines))  # <|endoftext|> is no byte of the text
+
+
+def test_documents_may_come_from_a_generator() -> None:
+    lines = ["the king", "the crown"]
+    corpus = Corpus.of((s for s in lines), (s for s in lines), gpt2())
+    assert corpus.train_bytes == corpus.val_bytes == 17 and len(corpus.train) == 6
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe:265", "gpt2"])
@@ -193,48 +210,16 @@ def test_texts_and_tokenizers_by_name(tmp_path: Path) -> None:
         open_corpus(str(tmp_path / "none.txt"))
 
 
-# ---- embeddings
-
-
-def test_an_embedding_is_pytorchs() -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    rng = np.random.default_rng(0)
-    ids, g = rng.integers(0, 7, (4, 5)), rng.normal(size=(4, 5, 3)).astype("float32")
-    ours, theirs = Embedding(7, 3, key=0), torch.nn.Embedding(7, 3)
-    with torch.no_grad():
-        theirs.weight.copy_(torch.from_numpy(ours.weight.numpy().copy()))
-    out, expected = ours(ids), theirs(torch.from_numpy(ids))
-    np.testing.assert_array_equal(out.numpy(), expected.detach().numpy())
-    (out * Tensor(g)).sum().backward()
-    (expected * torch.from_numpy(g)).sum().backward()
-    np.testing.assert_allclose(ours.weight.grad.numpy(), theirs.weight.grad.numpy(), atol=1e-5)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-
-
-@pytest.mark.parametrize(
-    ("ids", "words"),
-    [
-        ([[1, 7]], r"id 7 at \(0, 1\); there are 7 rows, 0 to 6"),
-        ([-1], r"id -1 at \(0,\)"),
-        (9, r"id 9 at \(\)"),
-        ([0.0], "whole numbers, not float"),
-        ([True], "whole numbers, not bool"),
-    ],
-)
-def test_ids_without_a_row(ids: Any, words: str) -> None:
-    with pytest.raises(IdError, match=words):
-        Embedding(7, 3)(ids)
-
-
-def test_rows_differ_by_key_and_are_normal() -> None:
-    weight = Embedding(500, 40, key=3).weight.numpy()
-    assert abs(weight.mean()) < 0.05 and abs(weight.std() - 1) < 0.05
-    assert (Embedding(500, 40, key=3).weight.numpy() == weight).all()
-    assert (Embedding(500, 40, key=4).weight.numpy() != weight).any()
-    assert Embedding(5, 2)(np.zeros((0, 3), int)).shape == (0, 3, 2)
-
-
 # ---- word vectors
+
+
+def test_a_speech_begins_after_an_empty_line_and_verse_may_end_in_a_colon() -> None:
+    text = "A:\nHe said:\nnothing.\n\nB:\nAy:\nno.\n"
+    assert speeches_of(text) == ["He said:\nnothing.\n\n", "Ay:\nno.\n"]
+    plays = shakespeare("all", subset=True)
+    speeches = speeches_of(plays)
+    assert len(speeches) == plays.count("\n\n") + 1 == 7_110
+    assert "Rebell'd against the belly, thus accused it:\n" in "".join(speeches)
 
 
 def test_words_are_counted() -> None:

@@ -193,6 +193,20 @@ def test_special_tokens_as_tiktoken_has_them(peer: Any) -> None:
         gpt2().encode(text, allowed_special={"<no>"})
 
 
+def test_a_string_is_no_set_of_names() -> None:
+    for use in (
+        lambda: BPETokenizer.train("a text", 400, special="<end>"),
+        lambda: BPETokenizer([], special="<end>"),
+        lambda: gpt2().encode("a < b", disallowed_special=ENDOFTEXT),
+        lambda: gpt2().encode("a < b", allowed_special=ENDOFTEXT),
+    ):
+        with pytest.raises(TokenizerError, match="a set or list of names, not the string"):
+            use()
+    with pytest.raises(TokenizerError, match="'<no>' is no special token; there are:"):
+        gpt2().encode("text", disallowed_special={"<no>"})
+    assert gpt2().encode("all", disallowed_special="all") == [439]
+
+
 def test_the_rule_is_gpt2s_rule() -> None:
     regex = pytest.importorskip("regex", reason="regex is not installed")
     rule = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -340,6 +354,7 @@ def test_characters_that_are_not_known() -> None:
         ([[1, 2]], r"one row of whole numbers, not int64 \(1, 2\)"),
         (5, "one row"),
         (["a"], "one row"),
+        ([[1, 2], [3]], "one row"),
         ([True], "one row"),
     ],
 )
@@ -352,6 +367,19 @@ def test_ids_come_in_any_form() -> None:
     ids = SMALL.encode("my lord")
     for form in (ids, tuple(ids), np.array(ids, "uint16"), Tensor(ids), []):
         assert SMALL.decode(form) == ("my lord" if len(form) else "")
+
+
+@pytest.mark.parametrize("text", [None, b"abc", 5, ["a", "b"]])
+def test_only_a_string_is_a_text(text: Any) -> None:
+    char = CharTokenizer("abc")
+    for use in (SMALL.encode, SMALL.encode_ordinary, char.encode, CharTokenizer.train):
+        with pytest.raises(TokenizerError, match="a text is a str, not"):
+            use(text)
+
+
+def test_half_a_character_is_found_behind_special_tokens() -> None:
+    with pytest.raises(TokenizerError, match=r"U\+D800 at position 13"):
+        SMALL.encode("<|endoftext|>\ud800", allowed_special="all")
 
 
 def test_half_a_surrogate_pair_is_no_text() -> None:
@@ -367,10 +395,14 @@ def test_vocabularies_that_cannot_be() -> None:
         BPETokenizer.train("abc", 300)
     with pytest.raises(TokenizerError, match="merge 1 joins 258 and 97"):
         BPETokenizer([(97, 98), (258, 97)])
-    with pytest.raises(TokenizerError, match="same token"):
+    with pytest.raises(TokenizerError, match="two merges give the same token, b'ab'"):
         BPETokenizer([(97, 98), (97, 98)])
-    with pytest.raises(TokenizerError, match="same token, or an empty"):
-        BPETokenizer([], special=["<a>", "<a>"])
+    with pytest.raises(TokenizerError, match="two special tokens give the same token, '<a>'"):
+        BPETokenizer([], special=["<a>", "<b>", "<a>"])
+    with pytest.raises(TokenizerError, match="a special token is empty"):
+        BPETokenizer([], special=[""])
+    with pytest.raises(TokenizerError, match=r"n_vocab 300\.5: must be a whole number"):
+        BPETokenizer.train("abc", 300.5)  # type: ignore[arg-type]
     with pytest.raises(TokenizerError, match="choose from bytes, gpt2"):
         BPETokenizer([], alphabet="latin")
 
@@ -450,6 +482,21 @@ def test_a_file_of_merges_is_checked(tmp_path: Path) -> None:
         load_merges(path, sha256="0" * 64)
     with pytest.raises(DataFileError):
         load_merges(tmp_path / "none")
+
+
+@pytest.mark.parametrize("head", ["", "#version: 0.2\r\n", "\ufeff#version: 0.2\r\n", "\ufeff"])
+def test_a_file_of_merges_may_come_from_windows(tmp_path: Path, head: str) -> None:
+    path = tmp_path / "merges.txt"
+    path.write_bytes((head + "Ġ t\r\nĠt h\r\n").encode())
+    assert load_merges(path).merges == [(220, 83), (256, 71)]
+
+
+def test_an_empty_file_of_merges(tmp_path: Path) -> None:
+    path = tmp_path / "merges.txt"
+    for content in ("", "\n"):
+        path.write_text(content)
+        with pytest.raises(DataFileError, match="it is empty"):
+            load_merges(path)
 
 
 def test_a_huge_file_is_refused_with_little_memory(tmp_path: Path) -> None:

@@ -264,7 +264,8 @@ questions = Quiz(
         because="each number goes back to the pixels it was made of, times the same weights",
         wrong={
             "the inverse of the convolution": "a gradient transposes, it does not invert",
-            "a convolution with the same kernel": "for stride 1, with the kernel turned",
+            "a convolution with the same kernel": "only for stride 1, and with the kernel "
+            "turned and its first two axes exchanged",
             "the kernel": "that is the slope of one output in its window, not the map",
         },
     ),
@@ -281,9 +282,9 @@ questions = Quiz(
     Question(
         "Max pooling with 2 × 2, all four numbers of a window equal. Where does the slope go?",
         right="to the first of them",
-        because="in row order, as in PyTorch; any choice is a subgradient",
+        because="in row order, as in PyTorch; any one of them, or a mean, is a subgradient",
         wrong={
-            "a quarter to each": "also a subgradient, and what `max` of a whole array might do",
+            "a quarter to each": "also a subgradient, and what our `max` of an array does",
             "to all four": "then the slope would be four times too large",
             "nowhere": "moving the first one up does move the maximum",
         },

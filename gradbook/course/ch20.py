@@ -81,7 +81,11 @@ class BestPair(Exercise):
         yield ({(2, 9): 1, (2, 10): 1},)
 
     def solution(words):
-        counts = counted(words)
+        counts = {}
+        for ids, times in words.items():
+            for k in range(len(ids) - 1):
+                pair = ids[k], ids[k + 1]
+                counts[pair] = counts.get(pair, 0) + times
         if not counts:
             return None
         return max(counts, key=lambda p: (counts[p], -p[0], -p[1]))
@@ -136,7 +140,12 @@ class Encode(Exercise):
 
     def solution(ids, merges):
         for k, pair in enumerate(merges):
-            ids = replaced(ids, pair, 256 + k)
+            out, j = [], 0
+            while j < len(ids):
+                found = tuple(ids[j : j + 2]) == pair
+                out.append(256 + k if found else ids[j])
+                j += 2 if found else 1
+            ids = out
         return list(ids)
 
     def wrong_greedy(ids, merges):
@@ -238,7 +247,8 @@ questions = Quiz(
     Question(
         "Text is cut into pieces before pairs are counted. What would happen without?",
         right='tokens like "d t" that join the end of a word to the next',
-        because="such scraps fill the vocabulary: one word has other ids before each comma",
+        because="such scraps fill the vocabulary: the same word gets one id before a comma, "
+        "another before a full stop",
         wrong={
             "nothing, it is only for speed": "it does help, but the tokens would be others",
             "rare words could not be encoded": "bytes can always be encoded",
@@ -266,14 +276,14 @@ questions = Quiz(
         },
     ),
     Question(
-        "A tokenizer with 8,192 ids was trained on one play. "
-        "Why are its tokens longer there than on another?",
-        right="late merges are names and phrases that occur in this play only",
+        "A tokenizer with 8,192 ids was trained on the first plays. "
+        "Why are its tokens longer there than in the last ones?",
+        right="late merges are names and words that occur in those plays only",
         because="a vocabulary can be fitted too closely, like a model",
         wrong={
-            "the other play has longer words": "they hardly differ; the merges do",
-            "there are too few ids": "with more ids the gap gets wider",
-            "the other play is not in ASCII": "both are",
+            "the last plays have longer words": "then their tokens would be longer, not shorter",
+            "there are too few ids": "with few ids there is hardly a gap",
+            "the last plays are not in ASCII": "all are",
         },
     ),
 )

@@ -160,7 +160,8 @@ class Gradients(Exercise):
         yield [0.0, 0.0], [1.0, 1.0], [[2.0, 0.0], [0.0, 2.0], [1.0, 1.0]]
 
     def solution(u, v, z):
-        p, q = sigmoid(u @ v) - 1, sigmoid(z @ u)
+        p = 1 / (1 + np.exp(-(u @ v))) - 1
+        q = 1 / (1 + np.exp(-(z @ u)))
         return p * v + q @ z, p * u, q[:, None] * u
 
     def wrong_sign(u, v, z):
@@ -219,7 +220,7 @@ questions = Quiz(
     ),
     Question(
         "What would happen to the vectors without noise words?",
-        right="all would become equal and grow: then every real pair is certain",
+        right="all would point the same way and grow: then every real pair is certain",
         because="nothing would say that any pair is wrong",
         wrong={
             "they would learn more slowly": "they would learn nothing of use, quickly",
@@ -232,7 +233,7 @@ questions = Quiz(
         right="no: they occur in the same company, and that is all that was asked",
         because="close means exchangeable in a sentence, not equal in meaning",
         wrong={
-            "yes, too few epochs": "more of them bring the two closer",
+            "yes, too few epochs": "more of them change the angle, not what is asked",
             "yes, opposites have opposite vectors": "nothing in the loss knows of opposites",
             "yes, a bug of the cosine": "the cosine measures what was learned",
         },

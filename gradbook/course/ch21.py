@@ -236,19 +236,19 @@ questions = Quiz(
         right="nothing, in value and in gradient",
         because="its weight is exactly 0, and so is every slope through it",
         wrong={
-            "a little, as softmax is never 0": "the score is -1e30, and its exponential is 0",
+            "a little, as softmax is never 0": "a barred score counts as -inf, and e^-inf is 0",
             "nothing in value, but a gradient": "a weight of 0 passes no gradient either way",
             "its value, but not its key": "the weight multiplies the value",
         },
     ),
     Question(
-        "Blocks need little memory. What do they not save?",
-        right="products: there are still T x S scores",
+        "Why does attention in blocks need so little memory?",
+        right="no score is kept",
         because="each is computed, twice even, and then forgotten",
         wrong={
-            "memory for keys and values": "that is linear, and nobody minds",
-            "the second derivative": "it is there, with linear memory",
-            "accuracy: the result is approximate": "it is exact up to rounding",
+            "few scores are computed": "each that a query may see is, and backwards once more",
+            "the result is approximate": "it is exact up to rounding",
+            "there are no second derivatives": "there are, with linear memory",
         },
     ),
     Question(
@@ -262,7 +262,7 @@ questions = Quiz(
         },
     ),
     Question(
-        "Attention without RoPE and mask gets its input shuffled. Its output is ...",
+        "Self-attention without RoPE or mask gets its input shuffled. Its output is ...",
         right="shuffled in the same way",
         because="each place asks as before, and a mean knows no order",
         wrong={
@@ -272,12 +272,12 @@ questions = Quiz(
         },
     ),
     Question(
-        "A model's training loss is far below what the best models reach. First suspicion?",
+        "In its first pass over the text a model's loss is far below the best models'. Why?",
         right="it sees what it should guess",
-        because="check_causal tells in a second",
+        because="that is the first suspicion, and check_causal looks into it in a second",
         wrong={
             "a very good learning rate": "no learning rate beats the entropy of the text",
-            "it has learned the text by heart": "possible after many rounds, not in the first",
+            "it has learned the text by heart": "it sees each part for the first time",
             "rounding errors": "they don't make a loss small",
         },
     ),

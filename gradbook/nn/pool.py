@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from inspect import signature
 from itertools import product
 from typing import Any, ClassVar, cast
 
@@ -24,15 +23,15 @@ from gradbook.nn.conv import (
     places,
     several,
     span,
+    unusual,
     with_batch,
     within,
     without_batch,
 )
 from .module import Module
-from ..tensor.backend import Array
+from ..tensor.backend import Array, float32
 from gradbook.tensor.core import (
     Primitive,
-    ShapeError,
     Tensor,
     bind,
     matmul,
@@ -46,11 +45,11 @@ from ..tensor.shape import concat
 from ..tensor.transforms import Mapped, Params, Values, everywhere, examples_in
 
 # %% auto #0
-__all__ = ['APART', 'CLOSE', 'WON', 'shifts', 'some_channels', 'lowest', 'max_windows', 'first_maxima', 'pick', 'put',
-           'sum_windows', 'spread_windows', 'batched_pooling', 'ceiling', 'pooling', 'max_pool', 'max_pool1d',
-           'max_pool2d', 'divisors', 'avg_pool', 'avg_pool1d', 'avg_pool2d', 'stretches', 'even_windows', 'adapted',
-           'moved_last', 'adaptive_avg_pool', 'adaptive_max_pool', 'adaptive_avg_pool1d', 'adaptive_avg_pool2d',
-           'adaptive_max_pool1d', 'adaptive_max_pool2d', 'Pool', 'MaxPool1d', 'MaxPool2d', 'AvgPool1d', 'AvgPool2d',
+__all__ = ['PLAIN', 'shifts', 'some_channels', 'lowest', 'max_windows', 'first_maxima', 'bits', 'pick', 'put', 'sum_windows',
+           'spread_windows', 'batched_pooling', 'ceiling', 'frame', 'pooling', 'max_pool', 'max_pool1d', 'max_pool2d',
+           'divisors', 'shared', 'avg_pool', 'avg_pool1d', 'avg_pool2d', 'stretches', 'even_windows', 'asked',
+           'moved_last', 'adaptive_avg_pool', 'adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_max_pool',
+           'adaptive_max_pool1d', 'adaptive_max_pool2d', 'Pool', 'MaxPool2d', 'MaxPool1d', 'AvgPool1d', 'AvgPool2d',
            'AdaptivePool', 'AdaptiveAvgPool1d', 'AdaptiveAvgPool2d', 'AdaptiveMaxPool1d', 'AdaptiveMaxPool2d']
 
 # %% ../../nbs/17_conv.ipynb #c78bdeb4
@@ -73,7 +72,9 @@ def some_channels(xp: Any, x: Array) -> Iterator[slice]:
 # %% ../../nbs/17_conv.ipynb #672da73a
 def lowest(dtype: Any) -> Any:
     "What is not larger than any number of this dtype: what the margin is filled with."
-    return -math.inf if dtype.kind == "f" else np.iinfo(dtype).min
+    if dtype.kind == "f":
+        return -math.inf
+    return False if dtype.kind == "b" else np.iinfo(dtype).min
 
 
 @primitive
@@ -115,6 +116,11 @@ first_maxima.example(
 )  # fmt: skip
 
 # %% ../../nbs/17_conv.ipynb #d1c84d0c
+def bits(x: Array) -> Array:
+    "The memory as whole numbers: 0 times one is 0, also if it stands for infinity or NaN."
+    return x.view(f"u{x.itemsize}")
+
+
 @primitive
 def pick(
     xp: Any, t: Array, won: Array,
@@ -125,7 +131,7 @@ def pick(
     out = xp.zeros(won.shape, t.dtype)
     for some in some_channels(xp, rows):
         for k, at in enumerate(shifts(window, won.shape[1:-1], stride, dilation)):
-            out[some] += rows[some][at] * (won[some] == k)
+            out[some] += (bits(rows[some][at]) * (won[some] == k)).view(t.dtype)
     return batch_first(out)
 
 
@@ -142,9 +148,9 @@ def put(
         for k, at in enumerate(shifts(window, g.shape[1:-1], stride, dilation)):
             target, here = out[some][at], won[some] == k
             if apart:  # no place is in two windows
-                xp.multiply(g[some], here, out=target)
+                xp.multiply(bits(g[some]), here, out=bits(target))
             else:
-                target += g[some] * here
+                target += (bits(g[some]) * here).view(g.dtype)
     return batch_first(out[within(padding, size)])
 
 
@@ -192,18 +198,18 @@ spread_windows.def_linear()
 spread_windows.def_vjps(lambda h, out, g, size, **o: sum_windows(h, **o), reads=False)
 
 # %% ../../nbs/17_conv.ipynb #ee14398c
-APART = {"window": (2, 2), "stride": (2, 2), "padding": ((0, 0), (0, 0))}
-CLOSE = {"window": (3, 2), "stride": (2, 1), "padding": ((1, 1), (0, 1))}
-WON = np.arange(12, dtype=np.uint8).reshape(2, 1, 2, 3) % 4
-for some in ({**APART, "dilation": (1, 1)}, {**CLOSE, "dilation": (1, 2)}):
+_APART = {"window": (2, 2), "stride": (2, 2), "padding": ((0, 0), (0, 0))}
+_CLOSE = {"window": (3, 2), "stride": (2, 1), "padding": ((1, 1), (0, 1))}
+_WON = np.arange(12, dtype=np.uint8).reshape(2, 1, 2, 3) % 4
+for some in ({**_APART, "dilation": (1, 1)}, {**_CLOSE, "dilation": (1, 2)}):
     max_windows.example((2, 2, 4, 6), low=-3, high=3, **some)
-pick.example((2, 1, 4, 6), WON, **APART, dilation=(1, 1))
-put.example((2, 1, 2, 3), WON, size=(4, 6), **APART, dilation=(1, 1))
-put.example((2, 1, 2, 3), WON, size=(3, 4), **CLOSE, dilation=(1, 2))
-for some in (APART, CLOSE):
+pick.example((2, 1, 4, 6), _WON, **_APART, dilation=(1, 1))
+put.example((2, 1, 2, 3), _WON, size=(4, 6), **_APART, dilation=(1, 1))
+put.example((2, 1, 2, 3), _WON, size=(3, 4), **_CLOSE, dilation=(1, 2))
+for some in (_APART, _CLOSE):
     sum_windows.example((2, 3, 4, 5), **some)
-spread_windows.example((2, 3, 2, 2), size=(4, 5), **APART)
-spread_windows.example((2, 3, 2, 5), size=(4, 5), **CLOSE)
+spread_windows.example((2, 3, 2, 2), size=(4, 5), **_APART)
+spread_windows.example((2, 3, 2, 5), size=(4, 5), **_CLOSE)
 
 
 def batched_pooling(primitive: Primitive, values: Values, mapped: Mapped, params: Params) -> Tensor:
@@ -216,7 +222,7 @@ def batched_pooling(primitive: Primitive, values: Values, mapped: Mapped, params
 for operation in (max_windows, first_maxima, pick, put, sum_windows, spread_windows):
     operation.primitive.batch = batched_pooling
 
-# %% ../../nbs/17_conv.ipynb #e5f194ec
+# %% ../../nbs/17_conv.ipynb #4a9df98e
 def ceiling(n: int, k: int, s: int, p: int, d: int) -> int:
     "The margin after the last number with which windows that stick out count."
     count = -(-(n + 2 * p - d * (k - 1) - 1) // s) + 1
@@ -225,26 +231,33 @@ def ceiling(n: int, k: int, s: int, p: int, d: int) -> int:
     return max(p, (count - 1) * s + d * (k - 1) + 1 - n - p)
 
 
+def frame(
+    name: str, axes: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any
+) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    "Window, stride, padding and dilation, a number for each axis; raises ValueError."
+    window = several(f"{name}: kernel_size", kernel_size, axes, 1)
+    steps = window if stride is None else several(f"{name}: stride", stride, axes, 1)
+    pads = several(f"{name}: padding", padding, axes, 0)
+    if any(2 * p > k for p, k in zip(pads, window)):
+        raise ValueError(f"{name}: padding={pads} is more than half of the window {window}")
+    return window, steps, pads, several(f"{name}: dilation", dilation, axes, 1)
+
+
 def pooling(
     name: str, axes: int, x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
     ceil_mode: bool,
 ) -> tuple[Tensor, bool, dict[str, Any]]:  # fmt: skip
     "The input with a batch, whether it had one, and the options; raises ShapeError, ValueError."
     x, batch = with_batch(name, x, axes)
-    window = several(f"{name}: kernel_size", kernel_size, axes, 1)
-    steps = window if stride is None else several(f"{name}: stride", stride, axes, 1)
-    gaps = several(f"{name}: dilation", dilation, axes, 1)
-    pads = several(f"{name}: padding", padding, axes, 0)
-    if any(2 * p > k for p, k in zip(pads, window)):
-        raise ValueError(f"{name}: padding={pads} is more than half of the window {window}")
+    window, steps, pads, gaps = frame(name, axes, kernel_size, stride, padding, dilation)
     margin: Margins = tuple((p, p) for p in pads)
-    check_fit(name, x.shape[2:], window, margin, gaps)
     if ceil_mode:
         rows = zip(x.shape[2:], window, steps, pads, gaps)
         margin = tuple((p, ceiling(n, k, s, p, d)) for n, k, s, p, d in rows)
+    check_fit(name, x.shape[2:], window, margin, gaps)
     return x, batch, {"window": window, "stride": steps, "padding": margin, "dilation": gaps}
 
-
+# %% ../../nbs/17_conv.ipynb #c5783726
 def max_pool(
     axes: int, x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
 ) -> Tensor:
@@ -268,8 +281,9 @@ def max_pool2d(
 ) -> Tensor:  # fmt: skip
     """The largest number of each window: (N, C, H, W) -> (N, C, H', W').
 
-    `stride`: as wide as the window by default. Of equal numbers the first one has the slope.
-    With `ceil_mode` windows that stick out at the end count. Raises ShapeError, ValueError.
+    `stride`: as wide as the window by default. With `ceil_mode` windows that stick out at the end
+    count. Of equal numbers the first one has the slope; where the largest is NaN, the last one of
+    the window; where it is -inf, possibly one of the padding. Raises ShapeError, ValueError.
     """
     return max_pool(2, x, kernel_size, stride, padding, dilation, ceil_mode)
 
@@ -284,6 +298,13 @@ def divisors(n: int, k: int, s: int, margin: tuple[int, int], p: int, padded: bo
     return ends - starts
 
 
+def shared(x: Tensor, share: Any, options: dict[str, Any]) -> Tensor:
+    "The sums of the windows times `share`, as floats; those of float16 are added in float32."
+    x = floated(x)
+    wide = x.to(dtype=float32) if x.dtype.itemsize < 4 else x
+    return cast(Tensor, multiply(sum_windows(wide, **options), share).to(dtype=x.dtype))
+
+
 def avg_pool(
     axes: int, x: Any, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool,
     count_include_pad: bool, divisor: int | None = None,
@@ -292,8 +313,8 @@ def avg_pool(
     name = f"avg_pool{axes}d"
     x, batch, options = pooling(name, axes, x, kernel_size, stride, padding, 1, ceil_mode)
     del options["dilation"]
-    if divisor == 0:
-        raise ValueError(f"{name}: divisor_override=0; by what should a sum be divided?")
+    if divisor is not None:
+        (divisor,) = several(f"{name}: divisor_override", divisor, 1, 1)
     pads = several(name, padding, axes, 0)
     rows = zip(x.shape[2:], options["window"], options["stride"], options["padding"], pads)
     along = [divisors(*row, count_include_pad) for row in rows]
@@ -301,7 +322,7 @@ def avg_pool(
     share: Any = 1.0 / float(table.flat[0])
     if (table != table.flat[0]).any():
         share = wrap(x.device.xp.asarray(1.0 / table, dtype=floated(x).dtype))
-    return without_batch(multiply(sum_windows(x, **options), share), batch)
+    return without_batch(shared(x, share, options), batch)
 
 
 def avg_pool1d(
@@ -324,7 +345,7 @@ def avg_pool2d(
     given = kernel_size, stride, padding, ceil_mode, count_include_pad
     return avg_pool(2, x, *given, divisor_override)
 
-# %% ../../nbs/17_conv.ipynb #640533e6
+# %% ../../nbs/17_conv.ipynb #1cc9e7f3
 def stretches(n: int, count: int) -> list[tuple[int, int]]:
     "Cut 0 to n into `count` stretches, which overlap where `count` does not divide n."
     return [(k * n // count, -(-(k + 1) * n // count)) for k in range(count)]
@@ -338,18 +359,15 @@ def even_windows(size: Numbers, count: Numbers) -> dict[str, Any] | None:
     return {"window": window, "stride": window, "padding": ((0, 0),) * len(size)}
 
 
-def adapted(name: str, axes: int, x: Any, output_size: Any) -> tuple[Tensor, bool, Numbers]:
-    "The input with a batch, whether it had one, and how many places it shall have."
-    x, batch = with_batch(name, x, axes)
+def asked(name: str, axes: int, output_size: Any, size: Numbers) -> Numbers:
+    "How many places are asked for, where None keeps an axis; raises ValueError."
     wanted = output_size if isinstance(output_size, tuple | list) else (output_size,) * axes
     if len(wanted) != axes:
         raise ValueError(f"{name}: output_size={output_size!r}; a number or {axes} of them")
-    if 0 in x.shape[2:]:
-        raise ShapeError(f"{name}: input {x.shape} has no places")
-    kept = tuple(n if w is None else w for w, n in zip(wanted, x.shape[2:]))
-    return x, batch, several(f"{name}: output_size", kept, axes, 1)
+    kept = tuple(n if w is None else w for w, n in zip(wanted, size))
+    return several(f"{name}: output_size", kept, axes, 1)
 
-# %% ../../nbs/17_conv.ipynb #da4e9bbd
+# %% ../../nbs/17_conv.ipynb #9a4a9670
 def moved_last(x: Tensor, axis: int) -> Tensor:
     "Exchange an axis with the last one."
     axes = list(range(x.ndim))
@@ -359,33 +377,17 @@ def moved_last(x: Tensor, axis: int) -> Tensor:
 
 def adaptive_avg_pool(axes: int, x: Any, output_size: Any) -> Tensor:
     "The means of so many stretches along each axis."
-    x, batch, count = adapted(f"adaptive_avg_pool{axes}d", axes, x, output_size)
+    name = f"adaptive_avg_pool{axes}d"
+    x, batch = with_batch(name, x, axes)
+    count = asked(name, axes, output_size, x.shape[2:])
     if options := even_windows(x.shape[2:], count):
-        share = 1.0 / math.prod(options["window"])
-        return without_batch(multiply(sum_windows(x, **options), share), batch)
+        return without_batch(shared(x, 1.0 / math.prod(options["window"]), options), batch)
     for axis, m in enumerate(count, 2):
         table = np.zeros((x.shape[axis], m))
         for k, (a, b) in enumerate(stretches(x.shape[axis], m)):
             table[a:b, k] = 1.0 / (b - a)
         means = wrap(x.device.xp.asarray(table, dtype=floated(x).dtype))
         x = moved_last(matmul(moved_last(x, axis), means), axis)
-    return without_batch(x, batch)
-
-
-def adaptive_max_pool(axes: int, x: Any, output_size: Any) -> Tensor:
-    "The largest numbers of so many stretches along each axis."
-    x, batch, count = adapted(f"adaptive_max_pool{axes}d", axes, x, output_size)
-    one = (1,) * axes
-    if options := even_windows(x.shape[2:], count):
-        return without_batch(max_windows(x, dilation=one, **options), batch)
-    flat: dict[str, Any] = {"stride": one, "padding": ((0, 0),) * axes, "dilation": one}
-    for axis in reversed(range(axes)):  # the last axis first: the first of equals is in row order
-        parts = []
-        for a, b in stretches(x.shape[axis + 2], count[axis]):
-            part = x[(slice(None),) * (axis + 2) + (slice(a, b),)]
-            window = tuple(b - a if k == axis else 1 for k in range(axes))
-            parts.append(max_windows(part, window=window, **flat))
-        x = concat(parts, axis=axis + 2)
     return without_batch(x, batch)
 
 
@@ -398,6 +400,24 @@ def adaptive_avg_pool2d(x: Any, output_size: Any) -> Tensor:
     "The means of a grid of windows, as even as can be: (N, C, H, W) -> (N, C, *output_size)."
     return adaptive_avg_pool(2, x, output_size)
 
+# %% ../../nbs/17_conv.ipynb #dfc2244b
+def adaptive_max_pool(axes: int, x: Any, output_size: Any) -> Tensor:
+    "The largest numbers of so many stretches along each axis."
+    name, one = f"adaptive_max_pool{axes}d", (1,) * axes
+    x, batch = with_batch(name, x, axes)
+    count = asked(name, axes, output_size, x.shape[2:])
+    if options := even_windows(x.shape[2:], count):
+        return without_batch(max_windows(x, dilation=one, **options), batch)
+    flat: dict[str, Any] = {"stride": one, "padding": ((0, 0),) * axes, "dilation": one}
+    for axis in reversed(range(axes)):
+        parts = []
+        for a, b in stretches(x.shape[axis + 2], count[axis]):
+            part = x[(slice(None),) * (axis + 2) + (slice(a, b),)]
+            window = tuple(b - a if k == axis else 1 for k in range(axes))
+            parts.append(max_windows(part, window=window, **flat))
+        x = concat(parts, axis=axis + 2)
+    return without_batch(x, batch)
+
 
 def adaptive_max_pool1d(x: Any, output_size: Any) -> Tensor:
     "The largest numbers of `output_size` stretches: (N, C, L) -> (N, C, output_size)."
@@ -408,17 +428,23 @@ def adaptive_max_pool2d(x: Any, output_size: Any) -> Tensor:
     "The largest numbers of a grid of windows: (N, C, H, W) -> (N, C, *output_size)."
     return adaptive_max_pool(2, x, output_size)
 
-# %% ../../nbs/17_conv.ipynb #d8cef759
-class Pool(Module):
-    "A pooling with its options; all but the size of the window have defaults."
+# %% ../../nbs/17_conv.ipynb #7214a51d
+PLAIN = {
+    "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False, "count_include_pad": True,
+    "divisor_override": None,
+}  # fmt: skip
 
+
+class Pool(Module):
+    "A function, a window, and options; raises ValueError."
+
+    axes: ClassVar[int] = 2
     function: ClassVar[Callable[..., Tensor]]
 
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, **options: Any):
+    def __init__(self, kernel_size: Any, stride: Any, padding: Any, **options: Any) -> None:
+        given = kernel_size, stride, padding, options.get("dilation", 1)
+        frame(type(self).__name__, self.axes, *given)  # raises
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        unknown = set(options) - set(signature(type(self).function).parameters)
-        if unknown:
-            raise TypeError(f"{type(self).__name__} takes no {', '.join(sorted(unknown))}")
         self.options = options
 
     def forward(self, x: Any) -> Tensor:
@@ -427,42 +453,63 @@ class Pool(Module):
         return pool(x, self.kernel_size, self.stride, self.padding, **self.options)
 
     def extra_repr(self) -> str:
-        "The window, and the options that were given."
-        given = {"stride": self.stride, "padding": self.padding or None, **self.options}
-        words = [f"{name}={value!r}" for name, value in given.items() if value is not None]
-        return ", ".join([str(self.kernel_size), *words])
+        "The window, and the options that are not the usual ones."
+        options = {"stride": self.stride, "padding": self.padding, **self.options}
+        return ", ".join([str(self.kernel_size), *unusual(options, PLAIN)])
 
-
-class MaxPool1d(Pool):
-    "`max_pool1d`: kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False."
-
-    function = staticmethod(max_pool1d)
-
-
+# %% ../../nbs/17_conv.ipynb #1e357f59
 class MaxPool2d(Pool):
-    "`max_pool2d`: kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False."
+    "`max_pool2d` as a layer."
 
     function = staticmethod(max_pool2d)
 
+    def __init__(
+        self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+        *, ceil_mode: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(kernel_size, stride, padding, dilation=dilation, ceil_mode=ceil_mode)
+
+
+class MaxPool1d(MaxPool2d):
+    "`max_pool1d` as a layer."
+
+    axes, function = 1, staticmethod(max_pool1d)
+
 
 class AvgPool1d(Pool):
-    "`avg_pool1d`: kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True."
+    "`avg_pool1d` as a layer."
 
-    function = staticmethod(avg_pool1d)
+    axes, function = 1, staticmethod(avg_pool1d)
+
+    def __init__(
+        self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:  # fmt: skip
+        both = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+        super().__init__(kernel_size, stride, padding, **both)
 
 
 class AvgPool2d(Pool):
-    "`avg_pool2d`: kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True."
+    "`avg_pool2d` as a layer."
 
     function = staticmethod(avg_pool2d)
 
-# %% ../../nbs/17_conv.ipynb #152c8362
-class AdaptivePool(Module):
-    "A pooling to a given number of places."
+    def __init__(
+        self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+        count_include_pad: bool = True, divisor_override: int | None = None,
+    ) -> None:  # fmt: skip
+        both = {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
+        super().__init__(kernel_size, stride, padding, **both, divisor_override=divisor_override)
 
+# %% ../../nbs/17_conv.ipynb #38b219c2
+class AdaptivePool(Module):
+    "A pooling to a given number of places, where None keeps an axis; raises ValueError."
+
+    axes: ClassVar[int] = 2
     function: ClassVar[Callable[..., Tensor]]
 
     def __init__(self, output_size: Any) -> None:
+        asked(type(self).__name__, self.axes, output_size, (1,) * self.axes)  # raises
         self.output_size = output_size
 
     def forward(self, x: Any) -> Tensor:
@@ -477,7 +524,7 @@ class AdaptivePool(Module):
 class AdaptiveAvgPool1d(AdaptivePool):
     "`adaptive_avg_pool1d` to `output_size` places."
 
-    function = staticmethod(adaptive_avg_pool1d)
+    axes, function = 1, staticmethod(adaptive_avg_pool1d)
 
 
 class AdaptiveAvgPool2d(AdaptivePool):
@@ -489,7 +536,7 @@ class AdaptiveAvgPool2d(AdaptivePool):
 class AdaptiveMaxPool1d(AdaptivePool):
     "`adaptive_max_pool1d` to `output_size` places."
 
-    function = staticmethod(adaptive_max_pool1d)
+    axes, function = 1, staticmethod(adaptive_max_pool1d)
 
 
 class AdaptiveMaxPool2d(AdaptivePool):

@@ -41,7 +41,7 @@ def merge_pair(ids: Sequence[int], pair: Pair, new: int) -> list[int]:
             k += 1
     return merged
 
-# %% ../../nbs/20_text.ipynb #1a11826e
+# %% ../../nbs/20_text.ipynb #4575e44a
 LATER = {  # letters and numbers that Unicode 15 to 16 added
     "L": """
         1C89-1C8A A7CB-A7CD A7DA-A7DC 105C0-105F3 10D4A-10D65 10D6F-10D85 10EC2-10EC4
@@ -55,7 +55,7 @@ LATER = {  # letters and numbers that Unicode 15 to 16 added
         1D2C0-1D2D3 1E4F0-1E4F9 1E5F1-1E5FA
     """,
 }
-TOO_NEW = {  # and those that came after
+TOO_NEW = {  # those of Unicode 17 and 18
     "L": """
         558 58B-58C 88F C5C CDC 208F 209D-209F A7CE-A7CF A7D2 A7D4 A7DD A7E2 A7F1 AB6C-AB6D
         107BB-107BF 10940-10959 10EC5-10EC7 10ED9-10EEE 11B0A 11DB0-11DDB 11DF1 16EA0-16EB8
@@ -67,7 +67,7 @@ TOO_NEW = {  # and those that came after
     "N": "11DE0-11DE9 1246F 12475-1247F 12550-12686 16FF4-16FF6",
 }
 
-
+# %% ../../nbs/20_text.ipynb #54a4ad41
 def codes_in(ranges: str) -> set[int]:
     "The code points in ranges of hexadecimal numbers."
     found: set[int] = set()
@@ -80,7 +80,7 @@ def codes_in(ranges: str) -> set[int]:
 @cache
 def character_class(kind: str) -> str:
     "All letters (L) or numbers (N) of Unicode 16, as the inside of [...]."
-    everything = range(0x40000)  # nothing but tags and private use lies behind
+    everything = range(0x40000)  # behind lie tags, variation selectors and private use
     codes = {c for c in everything if unicodedata.category(chr(c))[0] == kind}
     codes = (codes | codes_in(LATER[kind])) - codes_in(TOO_NEW[kind])
     first = [c for c in sorted(codes) if c - 1 not in codes]
@@ -129,8 +129,8 @@ class Pairs:
             if sign > 0:
                 self.where[pair].add(k)
 
-    def best(self) -> tuple[Pair, int] | None:
-        "The most frequent pair, of equals the smallest, and how often it occurs."
+    def pop_best(self) -> tuple[Pair, int] | None:
+        "Take out the most frequent pair, of equals the smallest, and how often it occurs."
         while self.heap:
             promised, pair = heapq.heappop(self.heap)
             count = self.counts[pair]
@@ -150,7 +150,7 @@ class Pairs:
         for p in fresh:
             heapq.heappush(self.heap, (-self.counts[p], p))
 
-# %% ../../nbs/20_text.ipynb #6817961b
+# %% ../../nbs/20_text.ipynb #2fd4abd0
 def learn_merges(pieces: Mapping[bytes, int], n: int, least: int = 2) -> list[Pair]:
     """At most `n` merges for the `pieces`, which occur so many times; id 256 + k is merge k.
 
@@ -158,7 +158,7 @@ def learn_merges(pieces: Mapping[bytes, int], n: int, least: int = 2) -> list[Pa
     """
     pairs = Pairs([list(piece) for piece in pieces], list(pieces.values()))
     merges: list[Pair] = []
-    while len(merges) < n and (found := pairs.best()) and found[1] >= least:
+    while len(merges) < n and (found := pairs.pop_best()) and found[1] >= least:
         pairs.merge(found[0], 256 + len(merges))
         merges.append(found[0])
     return merges
@@ -179,8 +179,6 @@ def apply_slowly(ids: list[int], merges: Mapping[Pair, int]) -> list[int]:
 # %% ../../nbs/20_text.ipynb #c4b0eba9
 def apply_merges(ids: list[int], merges: Mapping[Pair, int]) -> list[int]:
     "What `apply_slowly` gives, in n log n steps for n ids."
-    if len(ids) < 50:
-        return apply_slowly(ids, merges)
     ids, end = list(ids), len(ids)
     left, right = list(range(-1, end - 1)), list(range(1, end + 1))
     heap = [(merges[pair], k) for k, pair in enumerate(pairwise(ids)) if pair in merges]

@@ -34,7 +34,7 @@ from ..train.checkpoint import read_header, save_tensors
 
 # %% auto #0
 __all__ = ['TEXTS', 'TOKENIZERS', 'CorpusError', 'pack', 'check_room', 'random_batch', 'Windows', 'bits_per_byte', 'Corpus',
-           'as_documents', 'save_corpus', 'load_corpus', 'mapped', 'open_texts', 'open_tokenizer', 'open_corpus']
+           'bytes_of', 'save_corpus', 'load_corpus', 'mapped', 'open_texts', 'open_tokenizer', 'open_corpus']
 
 # %% ../../nbs/20b_word2vec.ipynb #e2c86b83
 class CorpusError(ValueError):
@@ -83,7 +83,7 @@ def random_batch(
 class Windows:
     """A data set: window number i begins at `i * stride` and comes with the ids one place on.
 
-    `ds[i]` are two int64 arrays (length,), `ds[indices]` two of shape (n, length).
+    `ds[i]` are two int64 arrays (length,), `ds[indices]` or a slice two of shape (n, length).
     """
 
     batches = True
@@ -100,7 +100,7 @@ class Windows:
         return (len(self.ids) - self.length - 1) // self.stride + 1
 
     def __getitem__(self, i: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        number = np.asarray(i)
+        number = np.arange(len(self))[i] if isinstance(i, slice) else np.asarray(i)
         if ((number < -len(self)) | (number >= len(self))).any():
             raise IndexError(f"window {i} of {len(self):,}")
         starts = (number % len(self) * self.stride)[..., None]
@@ -126,22 +126,23 @@ class Corpus:
     @classmethod
     def of(
         cls,
-        train: str | Sequence[str],
-        val: str | Sequence[str],
+        train: str | Iterable[str],
+        val: str | Iterable[str],
         tokenizer: Tokenizer,
         end: str = ENDOFTEXT,
     ) -> Corpus:
         "From two texts, or two lists of documents. Raises CorpusError if one is empty."
         rows, sizes = [], []
         for name, part in (("train", train), ("val", val)):
-            rows.append(pack(part, tokenizer, end))
-            sizes.append(sum(len(document.encode()) for document in as_documents(part)))
+            documents = part if isinstance(part, str) else list(part)
+            rows.append(pack(documents, tokenizer, end))
+            sizes.append(bytes_of(documents, tokenizer, end))
             if len(rows[-1]) < 2:
                 raise CorpusError(f"the text for {name} has {len(rows[-1])} tokens: too few")
         return cls(rows[0], rows[1], sizes[0], sizes[1], tokenizer)
 
     def bits_per_byte(self, loss: float) -> float:
-        "A mean loss over the tokens of `val`, in nats, as bits for each byte."
+        "A mean loss over the tokens of `val`, or nearly all of them, as bits for each byte."
         return bits_per_byte(loss, len(self.val), self.val_bytes)
 
     def __repr__(self) -> str:
@@ -149,8 +150,12 @@ class Corpus:
         return f"Corpus({sizes}, {self.train_bytes + self.val_bytes:,} bytes, {self.tokenizer!r})"
 
 
-def as_documents(text: str | Sequence[str]) -> Sequence[str]:
-    return [text] if isinstance(text, str) else text
+def bytes_of(documents: str | Sequence[str], tokenizer: Tokenizer, end: str) -> int:
+    "Bytes of a text, or of documents and what ends them, unless it is a special token."
+    if isinstance(documents, str):
+        return len(documents.encode())
+    own = 0 if end in getattr(tokenizer, "special", {}) else len(end.encode())
+    return sum(len(document.encode()) + own for document in documents)
 
 # %% ../../nbs/20b_word2vec.ipynb #b70aa390
 def save_corpus(corpus: Corpus, path: str | Path) -> None:

@@ -35,9 +35,10 @@ from gradbook.text.bpe import (
 from ..train.checkpoint import atomic
 
 # %% auto #0
-__all__ = ['CACHED', 'LARGEST', 'ENDOFTEXT', 'GPT2_SHA256', 'TokenizerError', 'checked_ids', 'Tokenizer', 'CharTokenizer', 'utf8',
-           'decode_stream', 'Vocabulary', 'Encoder', 'without', 'BPETokenizer', 'fingerprint', 'check_match', 'to_dict',
-           'save_tokenizer', 'load_tokenizer', 'from_dict', 'strings', 'merges_of', 'load_merges', 'gpt2']
+__all__ = ['CACHED', 'LARGEST', 'ENDOFTEXT', 'GPT2_SHA256', 'TokenizerError', 'checked_ids', 'Tokenizer', 'CharTokenizer',
+           'check_text', 'utf8', 'check_names', 'check_different', 'Vocabulary', 'Encoder', 'names_allowed', 'without',
+           'BPETokenizer', 'decode_stream', 'fingerprint', 'check_match', 'to_dict', 'save_tokenizer', 'strings',
+           'merges_of', 'from_dict', 'load_tokenizer', 'load_merges', 'gpt2']
 
 # %% ../../nbs/20_text.ipynb #ccf357d2
 class TokenizerError(ValueError):
@@ -46,7 +47,10 @@ class TokenizerError(ValueError):
 
 def checked_ids(ids: Any, n_vocab: int) -> list[int]:
     "One row of ids from 0 to n_vocab - 1, as a list. Raises TokenizerError for anything else."
-    array = np.asarray(to_numpy(ids.data) if isinstance(ids, Tensor) else ids)
+    try:
+        array = np.asarray(to_numpy(ids.data) if isinstance(ids, Tensor) else ids)
+    except ValueError as error:  # rows of different lengths
+        raise TokenizerError(f"ids: one row of whole numbers; NumPy says: {error}") from None
     if array.shape == (0,):
         return []
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -108,12 +112,12 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def train(cls, text: str) -> CharTokenizer:
         "The characters that occur in `text`, in the order of their code points."
-        if not text:
+        if not utf8(text):
             raise TokenizerError("the text is empty: there is nothing to make a vocabulary from")
-        utf8(text)
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> list[int]:
+        check_text(text)
         try:
             return [self._ids[c] for c in text]
         except KeyError:
@@ -125,33 +129,42 @@ class CharTokenizer(Tokenizer):
         return {"chars": self.chars}
 
 
+def check_text(text: Any) -> None:
+    "Raises TokenizerError unless `text` is a string."
+    if not isinstance(text, str):
+        raise TokenizerError(f"a text is a str, not {type(text).__name__}")
+
+
 def utf8(text: str) -> bytes:
     "The text in UTF-8. Raises TokenizerError for half a surrogate pair, which is no character."
+    check_text(text)
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         code = f"U+{ord(text[error.start]):04X} at position {error.start:,}"
         raise TokenizerError(f"{code} is half a character, and can't be written in UTF-8") from None
 
-# %% ../../nbs/20_text.ipynb #11f92091
-def decode_stream(
-    tokenizer: Tokenizer, ids: Iterable[int], errors: str = "replace"
-) -> Iterator[str]:
-    "The text behind `ids`, piece by piece: a character comes as soon as its last byte is there."
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    for i in ids:
-        if piece := decoder.decode(tokenizer.decode_bytes([i])):
-            yield piece
-    if rest := decoder.decode(b"", final=True):
-        yield rest
-
 # %% ../../nbs/20_text.ipynb #a6f9d88d
+def check_names(names: Any, what: str) -> None:
+    "Raises TokenizerError for a string where a set or list of names is meant."
+    if isinstance(names, str):
+        raise TokenizerError(f"{what}: a set or list of names, not the string {names!r}")
+
+
+def check_different(items: Sequence[object], what: str) -> None:
+    "Raises TokenizerError if one of the items is there twice."
+    if len(set(items)) < len(items):
+        (twice, _), *_ = Counter(items).most_common(1)
+        raise TokenizerError(f"two {what} give the same token, {twice!r}")
+
+
 class Vocabulary(Tokenizer):
     "256 bytes, then a token for each merge, then the special ones."
 
     def __init__(
         self, merges: Iterable[Pair], special: Sequence[str] = (), alphabet: str = "bytes"
     ) -> None:
+        check_names(special, "special")
         if alphabet not in ALPHABETS:
             raise TokenizerError(f"alphabet {alphabet!r}: choose from {', '.join(ALPHABETS)}")
         tokens = [bytes([b]) for b in ALPHABETS[alphabet]]
@@ -160,8 +173,10 @@ class Vocabulary(Tokenizer):
             if not (0 <= a < 256 + k and 0 <= b < 256 + k):
                 raise TokenizerError(f"merge {k} joins {a} and {b}, but must join earlier ids")
             tokens.append(tokens[a] + tokens[b])
-        if len(set(tokens)) < len(tokens) or len(set(special)) < len(special) or "" in special:
-            raise TokenizerError("two merges or special tokens give the same token, or an empty")
+        check_different(tokens, "merges")
+        check_different(special, "special tokens")
+        if "" in special:
+            raise TokenizerError("a special token is empty")
         self.special = {name: len(tokens) + k for k, name in enumerate(special)}
         self.alphabet, self.tokens = alphabet, tokens + [utf8(name) for name in special]
         self._ranks = {pair: 256 + k for k, pair in enumerate(self.merges)}
@@ -201,7 +216,30 @@ class Encoder(Vocabulary):
             self._cache[piece] = ids
         return ids
 
-# %% ../../nbs/20_text.ipynb #bb907fe5
+# %% ../../nbs/20_text.ipynb #72079e76
+def names_allowed(
+    text: str, known: Collection[str], allowed: Collection[str], refused: Collection[str]
+) -> set[str]:
+    """Which of the `known` special tokens count in `text`: the allowed ones, or "all".
+
+    Raises TokenizerError if a refused one is in the text; "all" are those not allowed.
+    """
+    check_names(allowed if allowed != "all" else (), "allowed_special")
+    check_names(refused if refused != "all" else (), "disallowed_special")
+    count = set(known if allowed == "all" else allowed)
+    never = set(known) - count if refused == "all" else set(refused)
+    if strange := sorted((count | never) - set(known)):
+        there = ", ".join(known) or "none"
+        raise TokenizerError(f"{strange[0]!r} is no special token; there are: {there}")
+    for name in sorted(never):
+        if (at := text.find(name)) >= 0:
+            raise TokenizerError(
+                f"the text has the special token {name!r} at position {at:,}; allow it with "
+                "allowed_special, or take it as text with disallowed_special=()"
+            )
+    return count
+
+# %% ../../nbs/20_text.ipynb #aa62b3b5
 def without(names: Collection[str], text: str, keep: bool = False) -> list[str]:
     "The text between special tokens, longer names first; with `keep` also the tokens."
     if not names:
@@ -209,7 +247,7 @@ def without(names: Collection[str], text: str, keep: bool = False) -> list[str]:
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     return re.split(f"({pattern})" if keep else pattern, text)
 
-
+# %% ../../nbs/20_text.ipynb #c56bd4ec
 class BPETokenizer(Encoder):
     """Byte-pair encoding: 256 bytes, a token for each merge, then the `special` tokens.
 
@@ -223,6 +261,9 @@ class BPETokenizer(Encoder):
         cls, text: str | Iterable[str], n_vocab: int, special: Sequence[str] = ("<|endoftext|>",)
     ) -> BPETokenizer:
         "Learn merges from one or more texts, for a vocabulary of `n_vocab` in all."
+        check_names(special, "special")
+        if not isinstance(n_vocab, (int, np.integer)):
+            raise TokenizerError(f"n_vocab {n_vocab!r}: must be a whole number")
         wanted = n_vocab - 256 - len(special)
         if wanted < 0:
             least = 256 + len(special)
@@ -250,27 +291,29 @@ class BPETokenizer(Encoder):
 
         Each is a set of names, or "all"; disallowed "all" means all that are not allowed.
         """
-        known = self.special.keys()
-        allowed = set(known if allowed_special == "all" else allowed_special)
-        if strange := sorted(allowed - known):
-            there = ", ".join(known) or "none"
-            raise TokenizerError(f"{strange[0]!r} is no special token; there are: {there}")
-        refused = known - allowed if disallowed_special == "all" else disallowed_special
-        for name in refused:
-            if (at := text.find(name)) >= 0:
-                raise TokenizerError(
-                    f"the text has the special token {name!r} at position {at:,}; allow it with "
-                    "allowed_special, or take it as text with disallowed_special=()"
-                )
+        utf8(text)
+        allowed = names_allowed(text, self.special, allowed_special, disallowed_special)
         ids: list[int] = []
         for part in without(allowed, text, keep=True):
-            ids += [self.special[part]] if part in allowed else self.encode_ordinary(part)
+            ids += [self.special[part]] if part in allowed else self._pieces(part)
         return ids
 
     def as_dict(self) -> dict[str, Any]:
         signs = [in_signs(token) for token in self.tokens]
         merges = [f"{signs[a]} {signs[b]}" for a, b in self.merges]
         return {"alphabet": self.alphabet, "special": list(self.special), "merges": merges}
+
+# %% ../../nbs/20_text.ipynb #11f92091
+def decode_stream(
+    tokenizer: Tokenizer, ids: Iterable[int], errors: str = "replace"
+) -> Iterator[str]:
+    "The text behind `ids`, piece by piece: a character comes as soon as its last byte is there."
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    for i in ids:
+        if piece := decoder.decode(tokenizer.decode_bytes([i])):
+            yield piece
+    if rest := decoder.decode(b"", final=True):
+        yield rest
 
 # %% ../../nbs/20_text.ipynb #d1b40d3e
 LARGEST = 2**26  # bytes in a file
@@ -302,35 +345,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     with atomic(Path(path)) as file:
         file.write(text.encode() + b"\n")
 
-# %% ../../nbs/20_text.ipynb #c3cd4ec1
-def load_tokenizer(path: Place) -> Tokenizer:
-    "A tokenizer from its file. Raises DataFileError, with the file and the reason."
-    content = read_text(path, LARGEST)
-    try:
-        state = json.loads(content)
-        return from_dict(state)
-    except (ValueError, RecursionError) as error:
-        raise DataFileError(path, f"it holds no tokenizer: {error}") from None
-
-
-def from_dict(state: Any) -> Tokenizer:
-    "The tokenizer that `to_dict` wrote down. Raises ValueError."
-    if not isinstance(state, dict) or state.get("format") != "gradbook tokenizer 1":
-        raise ValueError('"format" is not "gradbook tokenizer 1"')
-    tokenizer: Tokenizer
-    if state.get("kind") == "char":
-        tokenizer = CharTokenizer("".join(strings(state, "chars")))
-    elif state.get("kind") == "bpe":
-        alphabet = "".join(strings(state, "alphabet"))
-        merges = merges_of(strings(state, "merges"), alphabet)
-        tokenizer = BPETokenizer(merges, strings(state, "special"), alphabet)
-    else:
-        raise ValueError(f'"kind" {state.get("kind")!r}: there are char and bpe')
-    if tokenizer.n_vocab != state.get("n_vocab"):
-        raise ValueError(f'"n_vocab" {state.get("n_vocab")}, and {tokenizer.n_vocab:,} tokens')
-    return tokenizer
-
-
+# %% ../../nbs/20_text.ipynb #c7ca62ec
 def strings(state: Mapping[str, Any], name: str) -> list[str]:
     "A string, or a list of strings."
     found = state.get(name)
@@ -353,6 +368,33 @@ def merges_of(rows: Iterable[str], alphabet: str) -> list[Pair]:
         ids[left + right] = len(ids)
     return merges
 
+# %% ../../nbs/20_text.ipynb #5b8b31b5
+def from_dict(state: Any) -> Tokenizer:
+    "The tokenizer that `to_dict` wrote down. Raises ValueError."
+    if not isinstance(state, dict) or state.get("format") != "gradbook tokenizer 1":
+        raise ValueError('"format" is not "gradbook tokenizer 1"')
+    tokenizer: Tokenizer
+    if state.get("kind") == "char":
+        tokenizer = CharTokenizer("".join(strings(state, "chars")))
+    elif state.get("kind") == "bpe":
+        alphabet = "".join(strings(state, "alphabet"))
+        merges = merges_of(strings(state, "merges"), alphabet)
+        tokenizer = BPETokenizer(merges, strings(state, "special"), alphabet)
+    else:
+        raise ValueError(f'"kind" {state.get("kind")!r}: there are char and bpe')
+    if tokenizer.n_vocab != state.get("n_vocab"):
+        raise ValueError(f'"n_vocab" {state.get("n_vocab")}, and {tokenizer.n_vocab:,} tokens')
+    return tokenizer
+
+
+def load_tokenizer(path: Place) -> Tokenizer:
+    "A tokenizer from its file. Raises DataFileError, with the file and the reason."
+    content = read_text(path, LARGEST)
+    try:
+        return from_dict(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        raise DataFileError(path, f"it holds no tokenizer: {error}") from None
+
 # %% ../../nbs/20_text.ipynb #f3932664
 ENDOFTEXT = "<|endoftext|>"
 GPT2_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -362,7 +404,9 @@ def load_merges(
     path: Place, special: Sequence[str] = (ENDOFTEXT,), sha256: str | None = None
 ) -> BPETokenizer:
     "A tokenizer in GPT-2's alphabet from a `vocab.bpe` or `merges.txt`. Raises DataFileError."
-    rows = read_text(path, LARGEST, sha256).rstrip("\n").split("\n")
+    rows = read_text(path, LARGEST, sha256).removeprefix("\ufeff").rstrip("\r\n").splitlines()
+    if not rows:
+        raise DataFileError(path, "it is empty")
     if rows[0].startswith("#version"):
         rows = rows[1:]
     try:

@@ -27,13 +27,13 @@ from ..tensor.random import Key
 __all__ = ['WORD', 'PAIRS', 'GROUPS', 'SHOWN', 'speeches_of', 'WordError', 'Words', 'subsample', 'skipgrams', 'SkipGram', 'Noise',
            'Vectors', 'train_vectors', 'study']
 
+# %% ../../nbs/20b_word2vec.ipynb #c011f8ab
+def speeches_of(text: str) -> list[str]:
+    "What is said in plays of the form `Speaker:` and lines, an empty line between speeches."
+    return re.split(r"(?:\A|(?<=\n\n))[^\n]*:\n", text)[1:]
+
 # %% ../../nbs/20b_word2vec.ipynb #fb63dda3
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-
-
-def speeches_of(text: str) -> list[str]:
-    "What is said in plays of the form `Speaker:` and lines, without the speakers."
-    return re.split(r"(?m)^[^\n]*:\n", text)[1:]
 
 
 class WordError(KeyError):
@@ -80,7 +80,7 @@ def subsample(
 ) -> np.ndarray[Any, Any]:
     "`ids` without some of the frequent ones; the marks -1 stay."
     often = counts / counts.sum()
-    keep = np.append(np.sqrt(threshold / often), 1.0)  # ids[-1] is the mark's
+    keep = np.append(np.sqrt(threshold / often), 1.0)  # keep[-1] is for the marks, whose id is -1
     left: np.ndarray[Any, Any] = ids[random.uniform(key, ids.shape) < keep[ids]]
     return left
 
@@ -124,7 +124,7 @@ class SkipGram(Module):
         loss: Tensor = softplus(-real).sum() + softplus(drawn).sum() * (negatives / drawn.shape[1])
         return loss
 
-# %% ../../nbs/20b_word2vec.ipynb #4eddcf65
+# %% ../../nbs/20b_word2vec.ipynb #99781545
 class Noise:
     "Draws words with chances in proportion to counts ** power."
 
@@ -137,7 +137,7 @@ class Noise:
         places: np.ndarray[Any, Any] = self.steps.searchsorted(u, side="right")
         return places
 
-
+# %% ../../nbs/20b_word2vec.ipynb #c6da681d
 class Vectors:
     "A vector for each word: `table` is (n, dim), its rows of length 1."
 
@@ -202,7 +202,7 @@ def train_vectors(
             report(epoch, total / max(len(pairs), 1))
     return Vectors(words, model.centre.weight.numpy())
 
-# %% ../../nbs/20b_word2vec.ipynb #884bed5f
+# %% ../../nbs/20b_word2vec.ipynb #e8ac216a
 PAIRS = (
     *(("king", "queen"), ("father", "mother"), ("brother", "sister"), ("night", "day")),
     *(("sun", "moon"), ("eyes", "tears"), ("wife", "husband"), ("sword", "blood")),
@@ -216,7 +216,7 @@ GROUPS = {
 }
 SHOWN = ("crown", "father", "eyes", "night", "rome", "love", "sword", "heaven")
 
-
+# %% ../../nbs/20b_word2vec.ipynb #af071349
 def study(
     documents: Sequence[str],
     seeds: Sequence[int] = (0, 1, 2),
