@@ -132,8 +132,9 @@ def test_second_order(name):
 
 
 def test_the_primitives_are_in_the_table():
-    table = gradient_table("standardise", "standardise_back")
-    assert table.ok and len(table.rows) >= 6, table
+    names = "standardise", "standardise_back", "norm_channels", "norm_channels_back"
+    table = gradient_table(*names)
+    assert table.ok and len(table.rows) >= 8, table
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -150,6 +151,39 @@ def test_the_primitive_is_the_composition(axis, centred):
         g = rng.normal(size=a.shape)
         (da,), (db,) = (gradients(y, [x], g) if y.requires_grad else (x * 0,) for y in (a, b))
         np.testing.assert_allclose(da.numpy(), db.numpy(), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("cache", [1, 1 << 16])
+@pytest.mark.parametrize("turn", [(0, 1, 2, 3), (3, 0, 1, 2), (1, 0, 2, 3), (2, 3, 0, 1)])
+def test_images_are_normalised_alike_in_any_layout(turn, cache, monkeypatch):
+    "Channel by channel, however many fit the cache, and wherever they lie in memory."
+    monkeypatch.setattr(norm, "CACHE", cache)
+    rng = np.random.default_rng(1)
+    shape = np.array((6, 5, 4, 3))
+    lying = rng.normal(2, 3, shape[np.argsort(turn)]).transpose(turn)
+    g, (w, b) = rng.normal(size=shape), rng.normal(size=(2, 5))
+    x, weight, bias = (norm.wrap(a).requires_grad_() for a in (lying, w, b))
+    out, m, v = norm.norm_channels(x, weight, bias, eps=1e-3)
+    theirs = [torch.tensor(a, requires_grad=True) for a in (lying, w, b)]
+    expected = torch.nn.functional.batch_norm(
+        theirs[0], None, None, theirs[1], theirs[2], training=True, eps=1e-3
+    )
+    close(out, expected, 1e-10)
+    np.testing.assert_allclose(m.numpy(), lying.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(v.numpy(), lying.var(axis=(0, 2, 3)), rtol=1e-12)
+    ours = gradients(out, [x, weight, bias], g)
+    for a, b_ in zip(ours, torch.autograd.grad(expected, theirs, torch.tensor(g))):
+        close(a, b_, 1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_images_keep_their_dtype(dtype):
+    layer = BatchNorm2d(3).to(dtype=dtype)
+    x = Tensor(np.linspace(-400, 400, 96).reshape(2, 3, 4, 4), dtype=dtype, requires_grad=True)
+    y = layer(x)
+    y.backward(np.linspace(0, 1, 96).reshape(y.shape))
+    assert y.dtype == x.grad.dtype == layer.weight.grad.dtype == dtype
+    assert np.isfinite(x.grad.numpy()).all() and abs(float(y.numpy().astype("f").std()) - 1) < 1e-2
 
 
 @pytest.mark.parametrize("axis", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2)])

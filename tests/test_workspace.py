@@ -491,6 +491,7 @@ print("found", *(round(float(p.data.sum()), 4) for p in model.parameters()))
 """
 MODELS = """
 from gradbook.models.lenet import LeNet5
+from gradbook.models.vision import enlarged, grad_cam, resnet, suspects
 from gradbook.nn.conv import Conv1d, ConvTranspose2d
 from gradbook.models.seq2seq import Translator
 from gradbook.nn.pool import AdaptiveMaxPool2d, AvgPool2d
@@ -499,10 +500,15 @@ x, model = gb.random.uniform(gb.random.key(0), (4, 1, 28, 28)), LeNet5(key=0)
 y = ConvTranspose2d(1, 2, 2, stride=2, key=1)(AvgPool2d(2)(gb.Tensor(x)))
 (model(x).sum() + AdaptiveMaxPool2d(3)(y).sum() + Conv1d(28, 2, 3, key=2)(x[:, 0]).sum()).backward()
 slopes = gb.vmap(gb.grad(lambda x: (model(x[None]) ** 2).sum()))(gb.Tensor(x))
-sums = [round(float(p.grad.data.sum()), 3) for p in model.parameters()]
+sees = resnet(8, 2, channels=1, key=3)
+sees(x).sum().backward()
+heat = enlarged(grad_cam(sees, sees.blocks, x, [1, 2, 3, 4]), (28, 28))
+guess = suspects([[0.9, 0.1], [0.2, 0.8]], [1, 1])[0].guess
+sums = [round(float(p.grad.data.sum()), 3) for m in (model, sees) for p in m.parameters()]
 y, (h, c) = LSTM(28, 4, 2, bidirectional=True, key=3)(x[:, 0], lengths=[4, 3, 1, 2] * 7)
 ids = Translator(40, 11, 8, key=4).translate([[3, 4, 0], [5, 6, 7]], [2, 3], 10)
-print("found", slopes.shape, *sums, round(float((y * y).sum() + (h * c).sum()), 3), ids.tolist())
+print("found", slopes.shape, *sums, round(float((y * y).sum() + (h * c).sum()), 3), ids.tolist(),
+      round(float(heat.sum()), 2), guess)
 """
 
 

@@ -5,7 +5,7 @@
 # %% ../../nbs/16_norm.ipynb #809afc54
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
 from typing import Any, ClassVar, cast
@@ -23,6 +23,7 @@ from gradbook.tensor.core import (
     Tensor,
     floats,
     primitive,
+    reduce_sum,
     reshape,
     wrap,
 )
@@ -32,11 +33,13 @@ from ..tensor.reduce import floated, mean
 from ..tensor.transforms import filled, jvp, vjp
 
 # %% auto #0
-__all__ = ['standardised', 'totals', 'averages', 'standardise', 'wide', 'three_terms', 'standardise_back', 'pushed_through',
-           'pulled_through', 'standardise_vjp', 'check_shape', 'scaled', 'per_channel', 'last_axes', 'normal_shape',
-           'layer_norm', 'rms_norm', 'group_norm', 'learned', 'LayerNorm', 'RMSNorm', 'GroupNorm', 'check_channels',
-           'follow', 'by_running', 'by_batch', 'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'kept',
-           'dropout', 'masked', 'check_share', 'Dropout', 'Dropout2d']
+__all__ = ['CACHE', 'standardised', 'totals', 'averages', 'standardise', 'wide', 'three_terms', 'standardise_back',
+           'pushed_through', 'pulled_through', 'standardise_vjp', 'check_shape', 'scaled', 'per_channel', 'last_axes',
+           'normal_shape', 'layer_norm', 'rms_norm', 'group_norm', 'learned', 'LayerNorm', 'RMSNorm', 'GroupNorm',
+           'check_channels', 'follow', 'by_running', 'values_per_channel', 'by_batch', 'channels_first', 'channel_rows',
+           'as_images', 'some_channels', 'by_channel', 'dots', 'norm_channels', 'channel_terms', 'norm_channels_back',
+           'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'kept', 'dropout', 'masked', 'check_share',
+           'Dropout', 'Dropout2d']
 
 # %% ../../nbs/16_norm.ipynb #a740e296
 def standardised(
@@ -339,19 +342,130 @@ def by_running(
     return scaled(x, per_channel(scale, x.ndim), per_channel(shift, x.ndim))
 
 
-def by_batch(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
-    "Normalise by the batch; also mean and variance per channel, and of how many numbers."
-    axis = (0, *range(2, x.ndim))
-    n = prod(x.shape[k] for k in axis)
+def values_per_channel(x: Tensor) -> int:
+    "How many numbers a channel has in this batch. Raises ShapeError if it has only one."
+    n = x.shape[0] * prod(x.shape[2:])
     if n < 2:
         raise ShapeError(
             "batch_norm: Expected more than 1 value per channel when training, got input"
             f" {x.shape}: one value minus its mean is 0; a larger batch, or eval()"
         )
-    u, m, v = standardise(x, axis=axis, eps=eps)
-    return u, reshape(m, shape=x.shape[1:2]), reshape(v, shape=x.shape[1:2]), n
+    return n
 
-# %% ../../nbs/16_norm.ipynb #42b1faed
+
+def by_batch(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
+    "Normalise by the batch; also mean and variance per channel, and of how many numbers."
+    n, shape = values_per_channel(x), x.shape[1:2]
+    u, m, v = standardise(x, axis=(0, *range(2, x.ndim)), eps=eps)
+    return u, reshape(m, shape=shape), reshape(v, shape=shape), n
+
+# %% ../../nbs/16_norm.ipynb #bc1d7a54
+CACHE = 1 << 16  # numbers; a quarter of a megabyte in float32
+
+
+def channels_first(x: Any) -> tuple[int, ...]:
+    "The axes of (N, C, ...), the channels first and the others in the order of memory."
+    return (1, *sorted((0, *range(2, x.ndim)), key=lambda k: -x.strides[k]))
+
+
+def channel_rows(xp: Any, x: Any, order: tuple[int, ...]) -> Any:
+    "A row for each channel: (N, C, ...) -> (C, n). A copy only if memory has another order."
+    turned = xp.ascontiguousarray(x.transpose(order))
+    return turned.reshape(x.shape[1], prod(turned.shape[1:]))
+
+
+def as_images(rows: Any, shape: tuple[int, ...], order: tuple[int, ...]) -> Any:
+    "The way back: (C, n) -> (N, C, ...), without a copy."
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return rows.reshape([shape[k] for k in order]).transpose(back)
+
+
+def some_channels(xp: Any, rows: Any) -> Iterator[slice]:
+    "Slices of the channels, as many at a time as fit the cache; on a GPU all of them."
+    c, n = rows.shape
+    step = max(1, CACHE // max(n, 1)) if xp is np else max(c, 1)
+    return (slice(k, k + step) for k in range(0, c, step))
+
+# %% ../../nbs/16_norm.ipynb #4585cb6a
+def by_channel(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    "What `norm_channels` means, in elementary operations."
+    u, m, v = standardised(x, (0, *range(2, x.ndim)), eps)
+    out = scaled(u, per_channel(weight, x.ndim), per_channel(bias, x.ndim))
+    return out, reshape(m, shape=weight.shape), reshape(v, shape=weight.shape)
+
+
+def dots(xp: Any, x: Any, y: Any) -> Any:
+    "The inner products of the rows of raw arrays, as a column."
+    return xp.einsum("cn,cn->c", x, y)[:, None]
+
+
+@primitive(casts=True)
+def norm_channels(xp: Any, x: Any, weight: Any, bias: Any, *, eps: float) -> Any:
+    "Each channel of (N, C, ...) normalised, times its weight plus its bias; its mean, its var."
+    x, order = floats(x), channels_first(x)
+    rows, w, b = wide(channel_rows(xp, x, order)), weight[:, None], bias[:, None]
+    out, (m, v) = xp.empty_like(rows), xp.empty((2, len(rows), 1), rows.dtype)
+    for some in some_channels(xp, rows):
+        now = out[some]
+        m[some] = averages(rows[some], (1,))
+        xp.subtract(rows[some], m[some], out=now)
+        v[some] = dots(xp, now, now) / rows.shape[1]
+        now *= w[some] / xp.sqrt(v[some] + eps)
+        now += b[some]
+    return as_images(out, x.shape, order).astype(x.dtype, copy=False), m[:, 0], v[:, 0]
+
+# %% ../../nbs/16_norm.ipynb #f5556ed1
+def channel_terms(
+    g: Tensor, g_mean: Tensor, g_var: Tensor, x: Tensor, weight: Tensor, m: Tensor, v: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    "What `norm_channels_back` means: the cotangents of `x`, `weight` and `bias`."
+    axis = (0, *range(2, x.ndim))
+    n, r = prod(x.shape[k] for k in axis), 1.0 / sqrt(v + eps)
+    wide_out = partial(per_channel, ndim=x.ndim)
+    u = (x - wide_out(m)) * wide_out(r)
+    g_weight, g_bias = reduce_sum(g * u, axis=axis), reduce_sum(g, axis=axis)
+    for_u = 2.0 / n * g_var / r - weight * r * g_weight / n
+    for_1 = g_mean / n - weight * r * g_bias / n
+    out = g * wide_out(weight * r) + u * wide_out(for_u) + wide_out(for_1)
+    return out, g_weight, g_bias
+
+
+@primitive(casts=True)
+def norm_channels_back(
+    xp: Any, g: Any, g_mean: Any, g_var: Any, x: Any, weight: Any, m: Any, v: Any, *, eps: float
+) -> Any:
+    "The cotangents of `x`, `weight` and `bias`, given those of three results: `channel_terms`."
+    order = channels_first(x)
+    rows, gs = (wide(channel_rows(xp, a, order)) for a in (x, g))
+    g_mean, g_var, w, m, v = (a[:, None] for a in (g_mean, g_var, weight, m, v))
+    n, r = rows.shape[1], 1.0 / xp.sqrt(v + eps)
+    out, (g_weight, g_bias) = xp.empty_like(rows), xp.empty((2, len(rows), 1), rows.dtype)
+    for some in some_channels(xp, rows):
+        u, now, scale = rows[some] - m[some], out[some], w[some] * r[some]
+        u *= r[some]
+        g_bias[some] = totals(gs[some], (1,))
+        g_weight[some] = dots(xp, gs[some], u)
+        xp.multiply(gs[some], scale, out=now)
+        u *= 2.0 / n * g_var[some] / r[some] - scale * g_weight[some] / n
+        now += u
+        now += g_mean[some] / n - scale * g_bias[some] / n
+    g_w, g_b = (a[:, 0].astype(weight.dtype, copy=False) for a in (g_weight, g_bias))
+    return as_images(out, x.shape, order).astype(x.dtype, copy=False), g_w, g_b
+
+
+norm_channels.def_vjp_all(
+    lambda g, out, x, weight, bias, **o: norm_channels_back(*g, x, weight, *out[1:], **o)
+)
+norm_channels.def_jvp_all(pushed_through(by_channel))
+norm_channels_back.def_vjp_all(pulled_through(channel_terms))
+norm_channels_back.def_jvp_all(pushed_through(channel_terms))
+norm_channels.example((3, 2, 2), (2,), (2,), eps=0.1)
+norm_channels_back.example((3, 2, 2), (2,), (2,), (3, 2, 2), (2,), (2,), (2,), eps=1.5)
+
+# %% ../../nbs/16_norm.ipynb #dc4ff96a
 def batch_norm(
     x: Any, running_mean: Tensor | None = None, running_var: Tensor | None = None,
     weight: Any = None, bias: Any = None,
@@ -370,12 +484,17 @@ def batch_norm(
         check_shape("batch_norm", name, tensor, (x.shape[1],))
     if not training:
         return by_running(x, running_mean, running_var, weight, bias, eps)
-    u, m, v, n = by_batch(x, eps)
+    if x.ndim > 2 and weight is not None and bias is not None:
+        n = values_per_channel(x)
+        out, m, v = norm_channels(x, weight, bias, eps=eps)
+    else:
+        u, m, v, n = by_batch(x, eps)
+        out = scaled(u, per_channel(weight, x.ndim), per_channel(bias, x.ndim))
     if running_mean is not None:
         follow(running_mean, m, momentum)
     if running_var is not None:
         follow(running_var, v * (n / (n - 1)), momentum)
-    return scaled(u, per_channel(weight, x.ndim), per_channel(bias, x.ndim))
+    return cast(Tensor, out)
 
 # %% ../../nbs/16_norm.ipynb #89b4b508
 class BatchNorm(Module):

@@ -22,6 +22,7 @@ from ..nn.losses import cross_entropy
 from ..nn.module import Module, Sequential
 from ..optim.adam import AdamW
 from ..optim.schedule import WarmupCosine
+from ..tensor.core import Tensor
 from .callbacks import Callback
 from .checkpoint import Checkpoint
 from .log import RunLog, read_log, write_json
@@ -95,7 +96,8 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> Sequential:
 def train_images(
     name: str, build: Callable[[], Module], settings: ImageSettings,
     data: Sequence[ArrayDataset], folder: str | Path, *,
-    prepare: Sequence[Transform] = (), augment: Sequence[Transform] = (), resume: bool = False,
+    prepare: Sequence[Transform] = (), augment: Sequence[Transform] = (),
+    loss: Callable[..., Tensor] = cross_entropy, resume: bool = False,
     callbacks: Sequence[Callback] = (), about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train what `build` makes on the first part of `data`, validate with the second, test.
@@ -116,7 +118,7 @@ def train_images(
     optimizer = AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     steps = settings.epochs * len(loaders[0])
     trainer = Trainer(
-        model, cross_entropy, optimizer, metrics=[Accuracy()],
+        model, loss, optimizer, metrics=[Accuracy()],
         scheduler=WarmupCosine(optimizer, steps // 10, steps),
         callbacks=[
             *callbacks, RunLog(folder),
