@@ -220,6 +220,7 @@ def told(args: argparse.Namespace, settings: Any = None) -> dict[str, Any]:
 RECIPES = {
     "mlp": ("train.recipes", "MLPSettings", "recommended", "train_mlp", "IMAGES"),
     "lenet": ("models.lenet", "LeNetSettings", "recommended", "train_lenet", "DATA"),
+    "resnet": ("models.vision", "VisionSettings", "recommended", "train_resnet", "OF_DATA"),
     "names": ("models.names", "SequenceSettings", "recommended_names", "train_names", None),
     "dates": ("models.seq2seq", "DatesSettings", "recommended_dates", "train_dates", None),
     "gpt": ("models.gpt", "GPTSettings", "recommended", "train_gpt", "DATA"),
@@ -241,7 +242,7 @@ def recipe_of(model: str) -> Recipe:
     place, *names, data = RECIPES[model]
     module = importlib.import_module(f"gradbook.{place}")
     settings, recommended, run = (getattr(module, str(name)) for name in names)
-    known = getattr(module, data) if data else (settings.data,)
+    known = tuple(getattr(module, data) if data else [settings.data])
     return Recipe(settings, recommended, run, known, tuple(getattr(module, "PRESETS", ())))
 
 
@@ -601,6 +602,7 @@ models
   digits      a network of single numbers on 1,797 handwritten 8x8 digits (chapter 4)
   mlp         linear layers on images: mnist, fashion_mnist, cifar10, digits (chapter 15)
   lenet       LeNet-5, two convolutions, on mnist or fashion_mnist (chapter 17)
+  resnet      a residual network on fashion_mnist, cifar10 or mnist (chapter 18)
   names       a GRU that invents first names (chapter 19)
   dates       dates in any spelling, read with attention (chapter 19)
   gpt         a language model on shakespeare, names or a .txt file, or on sums: adder
@@ -615,6 +617,7 @@ examples
   gradbook train mlp --hidden 300,100 --lr 0.001 --epochs 10
   gradbook train mlp --resume mlp-mnist-full-seed1
   gradbook train lenet --profile full    99 of 100 digits right, after a minute or two
+  gradbook train resnet --data cifar10 --profile full
   gradbook train gpt --data shakespeare --preset laptop
   gradbook train digits --json > run.json
 """
