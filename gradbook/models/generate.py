@@ -18,9 +18,9 @@ from ..text.tokenizer import Tokenizer, check_match, checked_ids, decode_stream
 from ..train.loop import evaluating
 
 # %% auto #0
-__all__ = ['GenerateError', 'check_choice', 'chances', 'tokens', 'drawn', 'draw', 'stream', 'generate']
+__all__ = ['GenerateError', 'check_choice', 'chances', 'draw', 'tokens', 'drawn', 'stream', 'generate']
 
-# %% ../../nbs/22_gpt.ipynb #982bac16
+# %% ../../nbs/22_gpt.ipynb #6fbad62f
 class GenerateError(ValueError):
     "A way to choose tokens, or a prompt, that makes no sense; the message names it."
 
@@ -40,7 +40,7 @@ def check_choice(
         if not fine:
             raise GenerateError(f"generate: {name} is {value}; {words} is needed")
 
-
+# %% ../../nbs/22_gpt.ipynb #395c6d03
 def chances(
     logits: Any, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
     repetition_penalty: float = 1.0, seen: Collection[int] = (),
@@ -76,6 +76,13 @@ def chances(
         p[order[before >= top_p]] = 0.0
         p /= p.sum()
     return p
+
+# %% ../../nbs/22_gpt.ipynb #900b9ac9
+def draw(p: Any, key: Key) -> int:
+    "A number with the probabilities `p`."
+    sums = np.cumsum(p)
+    u = float(random.uniform(key, (), dtype="float64", device="cpu")) * sums[-1]
+    return int(min(np.searchsorted(sums, u, side="right"), np.flatnonzero(p)[-1]))
 
 # %% ../../nbs/22_gpt.ipynb #642325b2
 def tokens(
@@ -121,14 +128,7 @@ def drawn(
             window = window[-max(1, context // 2) :]
             fresh, caches = window, model.caches() if cache else None
 
-
-def draw(p: Any, key: Key) -> int:
-    "A number with the probabilities `p`."
-    sums = np.cumsum(p)
-    u = float(random.uniform(key, (), dtype="float64", device="cpu")) * sums[-1]
-    return int(min(np.searchsorted(sums, u, side="right"), np.flatnonzero(p)[-1]))
-
-
+# %% ../../nbs/22_gpt.ipynb #7ec0b8f5
 def stream(
     model: GPT, tokenizer: Tokenizer, prompt: str = "\n", n: int = 200, **how: Any
 ) -> Iterator[str]:

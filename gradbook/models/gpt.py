@@ -262,7 +262,7 @@ class RandomPlaces(SequentialSampler):
         stream = random.fold_in(random.key(self.seed), epoch)
         return np.asarray(random.integers(stream, (self.count,), 0, self.n, device="cpu"))
 
-# %% ../../nbs/22_gpt.ipynb #65bcb3de
+# %% ../../nbs/22_gpt.ipynb #b31037be
 @dataclass(frozen=True)
 class GPTSettings:
     "What one may choose for a run; as it stands, nanoGPT's settings for a laptop."
@@ -287,7 +287,7 @@ class GPTSettings:
     evaluate: int = 250  # after so many steps
     seed: int = 0
 
-
+# %% ../../nbs/22_gpt.ipynb #24ce3d18
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {"lr": 3e-3},
     "nanogpt": {},

@@ -73,7 +73,7 @@ def llama_origins(config: GPTConfig) -> dict[str, Origin]:
         found["head.weight"] = Origin(("lm_head.weight",))
     return found
 
-# %% ../../nbs/22_gpt.ipynb #01bf2a83
+# %% ../../nbs/22_gpt.ipynb #c85f0252
 def read_json(path: Path) -> dict[str, Any]:
     "A JSON object in a file; raises PretrainedError."
     try:
@@ -94,7 +94,7 @@ def need(c: Mapping[str, Any], path: Path, **values: tuple[Any, ...]) -> None:
             known = " or ".join(map(repr, fine))
             raise PretrainedError(f"{path}: {name} is {c[name]!r}; only {known} is known here")
 
-
+# %% ../../nbs/22_gpt.ipynb #b756ae0e
 def gpt2_config(c: Mapping[str, Any], path: Path) -> GPTConfig:
     "Our sizes from those of a GPT-2."
     need(
