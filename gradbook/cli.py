@@ -279,7 +279,9 @@ def begun(args: argparse.Namespace, recipe: Recipe) -> tuple[Path, dict[str, Any
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         record = f"{folder / 'run.json'} is no record of train {args.what}"
         raise CommandError(f"{record}: {error!r}") from None
-    if changes := differences(given, given | told(args, recipe.settings)):
+    kinds = {name: about.get(name) for name in ("profile", "preset")}
+    asked = {name: value for name in kinds if (value := getattr(args, name, None))}
+    if changes := differences(given | kinds, given | kinds | told(args, recipe.settings) | asked):
         hint = "leave --resume out to begin anew"
         raise CommandError(f"{folder.name} was begun with {changes}; {hint}")
     return folder, about, wanted
@@ -312,6 +314,8 @@ def train_network(args: argparse.Namespace, settings: Settings) -> Answer:
         place = f"{args.what}-{Path(wanted.data).name.split('.')[0]}-{usual}-seed{wanted.seed}"
         folder = new_folder(writable(args.out), place)
     say(f"training on {wanted.data}: {kind} {usual}, seed {wanted.seed}; run {folder}")
+    if getattr(wanted, "accumulate", 1) > 1:
+        say(f"{wanted.accumulate} batches a step")
     if getattr(wanted, "part", False) and in_package(wanted.data):
         say("on the images that come with the package; --profile full takes all that there are")
     callbacks: list[Callback] = [Progress(say)]
@@ -606,7 +610,7 @@ models
   names       a GRU that invents first names (chapter 19)
   dates       dates in any spelling, read with attention (chapter 19)
   gpt         a language model on shakespeare, names or a .txt file, or on sums: adder
-              (chapter 22); --preset quick, laptop, shakespeare, gpt2 or adder
+              (chapter 22); --preset laptop, nanogpt, quick, shakespeare, gpt2, adder
 
 Every run but that of digits is a folder with log and checkpoints. It may be killed at any
 moment, or stopped with Ctrl-C; --resume goes on, and ends with the same bits as if undisturbed.
@@ -796,7 +800,8 @@ def make_parser() -> Parser:
     new.add_argument("--data", metavar="NAME", help="data set (MODEL has its own default)")
     new.add_argument("--preset", metavar="NAME", help="settings of a language model")
     new.add_argument("--epochs", type=positive(int), metavar="N", help="times round the data")
-    new.add_argument("--steps", type=positive(int), metavar="N", help="steps of gpt")
+    new.add_argument("--steps", type=positive(int), metavar="N",
+                     help="steps of gpt, rounded up to equal parts")
     new.add_argument("--lr", type=positive(float), metavar="X", help="largest learning rate")
     new.add_argument("--batch-size", type=positive(int), metavar="N", help="examples a step")
     new.add_argument("--hidden", type=widths, metavar="N,N", help="widths of hidden layers")
@@ -804,12 +809,14 @@ def make_parser() -> Parser:
     new.add_argument("--tensorboard", action="store_true", help="write for TensorBoard, too")
     new = command("generate", generate, GENERATE, out)
     new.add_argument("model", metavar="RUN", help="a run of train gpt: its name or its folder")
-    new.add_argument("--prompt", default="\n", metavar="TEXT", help="default: an empty line")
+    new.add_argument("--prompt", default="\n", metavar="TEXT", help="default: an empty line; "
+                     "of a longer one than the context the end counts")
     new.add_argument("--tokens", type=positive(int), default=200, metavar="N", help="how many")
     new.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0: the likeliest")
     new.add_argument("--top-k", type=positive(int), metavar="N", help="of the N likeliest")
     new.add_argument("--top-p", type=float, metavar="X", help="of those that have X together")
-    new.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1")
+    new.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X",
+                     help="above 1: what was said gets less likely")
     new.add_argument("--seed", type=seed, metavar="N", help="default: the setting")
     new = command("runs", runs, RUNS, out)
     new.add_argument("action", nargs="?", default="list", help="list, show, compare or plot")

@@ -301,6 +301,20 @@ def test_a_language_model_trains_and_writes(capsys):
     assert json.loads(capsys.readouterr()[0])["text"] == text[:-1]
     assert cli.main([*write, "--seed", "9", "--temperature", "3"]) == 0
     assert capsys.readouterr()[0] != text
+    long = "to be or " * 10  # a prompt of 90 tokens, where the context is 32
+    texts = []
+    for prompt in (long, long[-32:]):
+        assert cli.main([*write, "--prompt", prompt, "--json"]) == 0
+        texts.append(json.loads(capsys.readouterr()[0])["text"].removeprefix(prompt))
+    assert texts[0] == texts[1] and len(texts[0]) == 12
+
+
+def test_the_help_names_all_presets(capsys):
+    from gradbook.models.gpt import PRESETS
+
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    assert f"--preset {', '.join(PRESETS)}" in capsys.readouterr()[0]
 
 
 @pytest.mark.parametrize(
@@ -333,13 +347,18 @@ def test_what_writing_refuses(capsys):
         ([name, "--top-p", "2"], "top_p is 2.0"),
         ([name, "--prompt", "zebra"], "'z'"),
         ([name, "--prompt", ""], "a prompt of 0 tokens"),
-        ([name, "--prompt", "to " * 30], "a prompt of 90 tokens; 1 to 32 are needed"),
     ):
         assert cli.main(["generate", *words]) == 1
-        assert message in capsys.readouterr().err
+        out, err = capsys.readouterr()
+        assert message in err and not out  # nothing is written before all is known to be right
     Path("runs", name, "tokenizer.json").write_text("{}")
     assert cli.main(["generate", name]) == 1
     assert "tokenizer.json" in capsys.readouterr().err
+    Path("runs", name, "tokenizer.json").unlink()
+    assert cli.main(["generate", name]) == 1
+    assert "tokenizer.json: it is not there" in capsys.readouterr().err
+    assert cli.main(["train", "gpt", "--resume", name, "--preset", "laptop"]) == 1
+    assert "was begun with preset 'quick' (now 'laptop')" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_and_refuses_another_setting(capsys):

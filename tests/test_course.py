@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gradbook.course.core import EXERCISES, Exercise, Question, Quiz, chapters, 
 from gradbook.course.match import Raised, same
 from gradbook.course.questions import QUIZZES
 from gradbook.course.show import plain_text, prose, shown
+from gradbook.course.workspace import code_cells, define, lesson, source
 
 chapters()
 IDS = sorted(EXERCISES)
@@ -65,6 +67,25 @@ def test_stub_is_not_started_and_reference_passes(id: str) -> None:
         result = judge(exercise, exercise.solution)
         assert result.passed, result.text
         assert "Note" not in result.text
+
+
+@cache
+def on_the_page(chapter: str) -> dict[str, Any]:
+    "What a learner has who has read a chapter's notebook: what it imports and defines."
+    names: dict[str, Any] = {"__name__": "__main__"}
+    cells, future = map(source, code_cells(lesson(chapter))), False
+    for number, code in enumerate(cells):
+        future = define(code, names, f"{chapter}, cell {number}", False, future)
+    return names
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_the_printed_solution_needs_only_what_the_page_has(id: str) -> None:
+    exercise = EXERCISES[id]
+    names = dict(on_the_page(core.chapter_of(id)))
+    exec(exercise.solution_source(), names)
+    result = judge(exercise, names[exercise.function])
+    assert result.passed, result.text
 
 
 @pytest.mark.parametrize("id", IDS)

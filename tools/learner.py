@@ -107,7 +107,7 @@ def learner(path: Path, labels: Labels, cites: bibliography.Entries) -> dict[str
         if cell["cell_type"] == "markdown":
             text = plain_markdown(text, page_name(path).number, labels, cites)
             cells.append({**cell, "source": lines(text)})
-            if text.startswith("## Exercises"):
+            if re.search("^## Exercises", text, re.M):
                 cells.append(library)
             continue
         if m := DEFAULT.search(text):

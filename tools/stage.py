@@ -59,6 +59,7 @@ class Page:
     notebook: dict[str, Any]
     module: str  # "scalar.value", or ""
     names: list[str] = field(default_factory=list)  # what its exported cells define
+    arguments: set[str] = field(default_factory=set)  # of the functions that its exercises ask for
 
     @property
     def id(self) -> str:
@@ -194,11 +195,11 @@ def resolve(text: str, page: str, labels: dict[str, Label], cites: bibliography.
 
 def link_names(text: str, here: Page, home: dict[str, Page]) -> str:
     "Link the first mention in a cell of a name that an earlier chapter built."
-    seen = set()
+    seen, own = set(), {*here.names, *here.arguments}
 
     def link(m: re.Match[str]) -> str:
         page = home.get(m[1])
-        if page is None or page.id >= here.id or m[1] in seen or m[1] in here.names:
+        if page is None or page.id >= here.id or m[1] in seen or m[1] in own:
             return m[0]
         seen.add(m[1])
         return f"[`{m[1]}`]({page.href}#def-{m[1]})"
@@ -285,7 +286,11 @@ def code_cells(page: Page, cell: Cell) -> list[Cell]:
         return answers(page, target, code)
     if "export" in directives:  # imports: part of the library, but nothing to read
         exported, target = True, directives["export"].strip()
-        options += ["#| code-fold: true", '#| code-summary: "Imports of the module"']
+        title = f"Imports of gradbook.{target or page.module}"
+        options += ["#| code-fold: true", f'#| code-summary: "{title}"']
+    if "exercise" in directives:
+        functions = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.FunctionDef)]
+        page.arguments |= {a.arg for f in functions for a in f.args.args}
     if re.match(r"\s*quiz\(", code):
         options.append("#| echo: false")
     cell["source"] = lines("\n".join([*options, code]))

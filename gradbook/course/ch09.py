@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from .core import Exercise, Question, Quiz
-from ..tensor.core import Tensor, exp, gradients, log, sum
+from ..tensor.core import Tensor, exp, gradients, log
 from ..tensor.elementwise import abs, clip, cosh, log1p, sqrt, square, where
 from ..tensor.reduce import any, max, softmax
 
@@ -114,22 +114,22 @@ class Lengths(Exercise):
         yield ([[1e-8, 0.0]],)
 
     def solution(x):
-        s = sum(square(x), axis=1)
+        s = square(x).sum(axis=1)
         zero = s == 0
         return where(zero, 0.0, sqrt(where(zero, 1.0, s)))
 
     def wrong_plain(x):
         "The values are right. At a row of zeros the slope is $\\infty \\cdot 0$."
-        return sqrt(sum(square(x), axis=1))
+        return sqrt(square(x).sum(axis=1))
 
     def wrong_late(x):
         "The `where` picks the 0, but the root of 0 still gets a cotangent, 0, and makes it `nan`."
-        s = sum(square(x), axis=1)
+        s = square(x).sum(axis=1)
         return where(s == 0, 0.0, sqrt(s))
 
     def wrong_epsilon(x):
         "No `nan`, but the lengths have changed; a short row is much too long now."
-        return sqrt(sum(square(x), axis=1) + 1e-12)
+        return sqrt(square(x).sum(axis=1) + 1e-12)
 
 # %% ../../nbs/09_ops.ipynb #b8d5ec82
 class MaskedSoftmax(Exercise):

@@ -10,7 +10,7 @@ import numpy as np
 from .core import Exercise, Question, Quiz
 
 # %% auto #0
-__all__ = ['questions', 'Parameters', 'half_wave', 'Rate', 'kept', 'Nucleus', 'rest_of', 'Accepted']
+__all__ = ['questions', 'Parameters', 'Rate', 'those', 'Nucleus', 'Accepted']
 
 # %% ../../nbs/22_gpt.ipynb #ffbb3074
 class Parameters(Exercise):
@@ -51,10 +51,6 @@ class Parameters(Exercise):
         return n_vocab * width + layers * (12 * width * width + 13 * width) + 2 * width
 
 # %% ../../nbs/22_gpt.ipynb #b6dbca78
-def half_wave(part):
-    return 0.5 * (1 + math.cos(math.pi * part))
-
-
 class Rate(Exercise):
     id, stars, minutes = "22.2", 2, 15
     function = "rate"
@@ -74,38 +70,42 @@ class Rate(Exercise):
         if step < warmup:
             return lr * (step + 1) / (warmup + 1)
         part = min(1.0, (step - warmup) / (total - warmup))
-        return min_lr + (lr - min_lr) * half_wave(part)
+        return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * part))
 
     def wrong_zero(step, lr, min_lr, warmup, total):
         "The cosine ends at `min_lr`, not at 0."
         if step < warmup:
             return lr * (step + 1) / (warmup + 1)
-        return lr * half_wave(min(1.0, (step - warmup) / (total - warmup)))
+        part = min(1.0, (step - warmup) / (total - warmup))
+        return lr * 0.5 * (1 + math.cos(math.pi * part))
 
     def wrong_wave(step, lr, min_lr, warmup, total):
         "After `total` the cosine rises again: hold it there."
         if step < warmup:
             return lr * (step + 1) / (warmup + 1)
-        return min_lr + (lr - min_lr) * half_wave((step - warmup) / (total - warmup))
+        part = (step - warmup) / (total - warmup)
+        return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * part))
 
     def wrong_first(step, lr, min_lr, warmup, total):
         "The first step should move already: step + 1."
         if step < warmup:
             return lr * step / warmup
         part = min(1.0, (step - warmup) / (total - warmup))
-        return min_lr + (lr - min_lr) * half_wave(part)
+        return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * part))
 
     def wrong_start(step, lr, min_lr, warmup, total):
         "The cosine begins at the end of the warm-up, not at step 0."
         if step < warmup:
             return lr * (step + 1) / (warmup + 1)
-        return min_lr + (lr - min_lr) * half_wave(min(1.0, step / total))
+        part = min(1.0, step / total)
+        return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * part))
 
 # %% ../../nbs/22_gpt.ipynb #222069eb
-def kept(p, order):
+def those(p, order):
+    "Only the places in `order`, divided by their sum."
     out = np.zeros(len(p))
-    out[order] = np.asarray(p)[order]
-    return (out / out.sum()).tolist()
+    out[order] = p[order]
+    return out / out.sum()
 
 
 class Nucleus(Exercise):
@@ -131,7 +131,9 @@ class Nucleus(Exercise):
     def solution(p, share):
         order = np.argsort(-p, kind="stable")
         count = np.searchsorted(np.cumsum(p[order]), share) + 1
-        return kept(p, order[:count])
+        out = np.zeros(len(p))
+        out[order[:count]] = p[order[:count]]
+        return out / out.sum()
 
     def wrong_sum(p, share):
         "What is left has to add up to 1."
@@ -144,22 +146,17 @@ class Nucleus(Exercise):
     def wrong_less(p, share):
         "Together they must have at least `share`: the one that gets there stays."
         order = np.argsort(-p, kind="stable")
-        return kept(p, order[: max(1, int((np.cumsum(p[order]) <= share - 1e-9).sum()))])
+        return those(p, order[: max(1, int((np.cumsum(p[order]) <= share - 1e-9).sum()))])
 
     def wrong_order(p, share):
         "The largest, wherever they stand, not the first."
-        return kept(p, np.arange(len(p))[: np.searchsorted(np.cumsum(p), share) + 1])
+        return those(p, np.arange(len(p))[: np.searchsorted(np.cumsum(p), share) + 1])
 
     def wrong_small(p, share):
         "You keep every one that has a large enough share by itself: that is min-p."
-        return kept(p, np.flatnonzero(p >= p.max() * share))
+        return those(p, np.flatnonzero(p >= p.max() * share))
 
 # %% ../../nbs/22_gpt.ipynb #0ed1eb94
-def rest_of(p, q):
-    rest = np.maximum(p - q, 0)
-    return (rest / rest.sum()).tolist()
-
-
 class Accepted(Exercise):
     id, stars, minutes = "22.4", 3, 25
     function = "accepted"
@@ -182,11 +179,17 @@ class Accepted(Exercise):
         yield [0.5, 0.375, 0.125], [0.25, 0.25, 0.5], 2, 0.3
 
     def solution(p, q, token, u):
-        return (True, None) if u * q[token] < p[token] else (False, rest_of(p, q))
+        if u * q[token] < p[token]:
+            return True, None
+        rest = np.maximum(p - q, 0)
+        return False, rest / rest.sum()
 
     def wrong_way(p, q, token, u):
         "The large model's chance is above the line: p / q."
-        return (True, None) if u * p[token] < q[token] else (False, rest_of(p, q))
+        if u * p[token] < q[token]:
+            return True, None
+        rest = np.maximum(p - q, 0)
+        return False, rest / rest.sum()
 
     def wrong_again(p, q, token, u):
         "Drawn from p again, likely ids would come too often: only what q lacks is left to give."
@@ -208,13 +211,13 @@ class Accepted(Exercise):
 questions = Quiz(
     "22",
     Question(
-        "A model with 66 ids has a loss of 30 before its first step. What is wrong?",
+        "A model with 66 ids has a mean loss of 128.6 before its first step. What is wrong?",
         right="its first numbers are too large: it is sure of something, at random",
         because="who knows nothing has a loss of log 66 = 4.19",
         wrong={
-            "nothing, it has not learned yet": "ignorance costs 4.19, not 30",
+            "nothing, it has not learned yet": "ignorance costs 4.19, not 128.6",
             "the learning rate": "no step has been made",
-            "the loss is a sum and not a mean": "then it would grow with the batch",
+            "the targets are one place off": "then, too, it would have no opinion: 4.19",
         },
     ),
     Question(
@@ -253,7 +256,7 @@ questions = Quiz(
         because="a matrix of 768 x 768 fits both ways",
         wrong={
             "`attn.bias` was left out": "that is a mask, and not a parameter",
-            "the names lack `transformer.`": "then names would be missing: an error",
+            "the names lack `transformer.`": "names with and without it are read",
             "float32 is not precise enough": "GPT-2 is happy with 16 bits",
         },
     ),

@@ -18,9 +18,9 @@ from ..text.tokenizer import Tokenizer, check_match, checked_ids, decode_stream
 from ..train.loop import evaluating
 
 # %% auto #0
-__all__ = ['GenerateError', 'check_choice', 'chances', 'tokens', 'draw', 'stream', 'generate']
+__all__ = ['GenerateError', 'check_choice', 'chances', 'draw', 'tokens', 'drawn', 'stream', 'generate']
 
-# %% ../../nbs/22_gpt.ipynb #982bac16
+# %% ../../nbs/22_gpt.ipynb #6fbad62f
 class GenerateError(ValueError):
     "A way to choose tokens, or a prompt, that makes no sense; the message names it."
 
@@ -29,9 +29,10 @@ def check_choice(
     temperature: float, top_k: int | None, top_p: float | None, repetition_penalty: float
 ) -> None:
     "Raise GenerateError for a number that can't be meant."
+    count = top_k is None or (hasattr(top_k, "__index__") and top_k >= 1)
     wrong = [
         ("temperature", temperature, temperature >= 0, "0 or more"),
-        ("top_k", top_k, top_k is None or top_k >= 1, "1 or more"),
+        ("top_k", top_k, count, "a whole number above 0"),
         ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0, up to 1"),
         ("repetition_penalty", repetition_penalty, repetition_penalty > 0, "above 0"),
     ]
@@ -39,7 +40,7 @@ def check_choice(
         if not fine:
             raise GenerateError(f"generate: {name} is {value}; {words} is needed")
 
-
+# %% ../../nbs/22_gpt.ipynb #395c6d03
 def chances(
     logits: Any, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
     repetition_penalty: float = 1.0, seen: Collection[int] = (),
@@ -52,6 +53,8 @@ def chances(
     """
     check_choice(temperature, top_k, top_p, repetition_penalty)
     z = np.array(logits, "float64")
+    if z.ndim != 1:
+        raise GenerateError(f"generate: logits of shape {z.shape}; (n_vocab,) is needed")
     if not z.size or np.isnan(z).any() or not np.isfinite(z.max()):
         count = f"{np.isnan(z).sum()} of {z.size} logits are NaN"
         raise GenerateError(f"generate: {count}, and the largest is {z.max(initial=-np.inf)}")
@@ -74,6 +77,13 @@ def chances(
         p /= p.sum()
     return p
 
+# %% ../../nbs/22_gpt.ipynb #900b9ac9
+def draw(p: Any, key: Key) -> int:
+    "A number with the probabilities `p`."
+    sums = np.cumsum(p)
+    u = float(random.uniform(key, (), dtype="float64", device="cpu")) * sums[-1]
+    return int(min(np.searchsorted(sums, u, side="right"), np.flatnonzero(p)[-1]))
+
 # %% ../../nbs/22_gpt.ipynb #642325b2
 def tokens(
     model: GPT, prompt: Any, n: int, *, temperature: float = 1.0, top_k: int | None = None,
@@ -82,26 +92,33 @@ def tokens(
 ) -> Iterator[int]:  # fmt: skip
     """Ids that go on from `prompt`, one at a time, at most `n`, up to one of `stop`.
 
-    Each is drawn as `chances` says. When the context is full, the model goes on with the later half
-    of what it saw. With `cache=False` everything is computed again for every id.
-    Raises GenerateError, TokenizerError.
+    Each is drawn as `chances` says. Of a prompt longer than the context the end counts. When the
+    context is full, the model goes on with the later half of what it saw. With `cache=False` all is
+    computed again for every id. Raises GenerateError, TokenizerError, before the first id.
     """
-    check_choice(temperature, top_k, top_p, repetition_penalty)
-    context = model.config.context
+    how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    how["repetition_penalty"] = repetition_penalty
+    check_choice(**how)
     ids = checked_ids(prompt, model.config.n_vocab)
-    if not 0 < len(ids) <= context:
-        raise GenerateError(f"generate: a prompt of {len(ids)} tokens; 1 to {context} are needed")
-    stream, seen, window = as_key(key), set(ids), ids
+    if not ids:
+        raise GenerateError("generate: a prompt of 0 tokens; at least 1 is needed")
+    return drawn(model, ids[-model.config.context :], n, how, as_key(key), stop, cache)
+
+
+def drawn(
+    model: GPT, ids: list[int], n: int, how: dict[str, Any], stream: Key, stop: Collection[int],
+    cache: bool,
+) -> Iterator[int]:  # fmt: skip
+    "The ids that `tokens` promises; `how`: see `chances`."
+    context, seen, window = model.config.context, set(ids), ids
     caches, fresh = (model.caches() if cache else None), ids
     for number in range(n):
         given = fresh if cache else window
         with evaluating(model):
             logits = model(as_tensor([given]), caches, last=True)
-        p = chances(
-            to_numpy(logits.data)[0, 0], temperature=temperature, top_k=top_k, top_p=top_p,
-            repetition_penalty=repetition_penalty, seen=seen,
-        )  # fmt: skip
-        new = draw(p, random.fold_in(stream, number)) if temperature else int(p.argmax())
+        p = chances(to_numpy(logits.data)[0, 0], seen=seen, **how)
+        greedy = how["temperature"] == 0
+        new = int(p.argmax()) if greedy else draw(p, random.fold_in(stream, number))
         yield new
         if new in stop:
             return
@@ -111,14 +128,7 @@ def tokens(
             window = window[-max(1, context // 2) :]
             fresh, caches = window, model.caches() if cache else None
 
-
-def draw(p: Any, key: Key) -> int:
-    "A number with the probabilities `p`."
-    sums = np.cumsum(p)
-    u = float(random.uniform(key, (), dtype="float64", device="cpu")) * sums[-1]
-    return int(min(np.searchsorted(sums, u, side="right"), np.flatnonzero(p)[-1]))
-
-
+# %% ../../nbs/22_gpt.ipynb #7ec0b8f5
 def stream(
     model: GPT, tokenizer: Tokenizer, prompt: str = "\n", n: int = 200, **how: Any
 ) -> Iterator[str]:
