@@ -758,3 +758,16 @@ def test_a_cut_or_strange_file_is_refused(tmp_path: Path) -> None:
             llama2c_tokenizer(path, 512)
     with pytest.raises(PretrainedError, match="500 are needed"):
         llama2c_tokenizer(STORIES / "tok512.bin", 500)
+
+
+@LONG
+def test_the_laptop_preset_gets_below_nanogpt(tmp_path: Path) -> None:
+    settings = recommended("laptop")
+    if open_data(settings)[3] != 65:
+        pytest.skip("TinyShakespeare is not on this machine")
+    assert train_gpt(settings, tmp_path)["val_loss"] <= 1.88
+
+
+@LONG
+def test_sums_it_never_saw(tmp_path: Path) -> None:
+    assert train_gpt(recommended(data="adder"), tmp_path)["solved"] >= 0.99
