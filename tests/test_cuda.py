@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_cupy import COPIES, LAUNCHES, fake_cupy
 
-from gradbook.cuda import kernels, sim
+import gradbook as gb
+from gradbook import nn
+from gradbook.cuda import agree, fused, kernels, nvrtc, sim, switch
 from gradbook.cuda.kernels import KernelError, from_bf16, simulating, to_bf16
 from gradbook.cuda.sim import NoCompiler, SimError, SimModule
+from gradbook.data.datasets import ArrayDataset
+from gradbook.data.loader import DataLoader
+from gradbook.nn import attention, conv, norm
+from gradbook.nn.losses import cross_entropy, surprisal, surprisal_slope
+from gradbook.optim.adam import AdamW
+from gradbook.tensor import random
+from gradbook.tensor.backend import DeviceError
+from gradbook.tensor.core import TABLE, Tensor, gradients
 
 needs_compiler = pytest.mark.skipif(not sim.available(), reason="no C++ compiler")
 ODD = (1, 31, 33, 127, 1000)
@@ -265,4 +277,424 @@ def test_bf16_rounds_to_even() -> None:
     assert np.array_equal(from_bf16(to_bf16(x)), wanted, equal_nan=True)
 
 
-long = pytest.mark.skipif(not os.environ.get("FULL"), reason="long: make test FULL=1")
+SHAPES = [(5, n) for n in ODD]
+
+
+def near(x: Any, y: Any, limit: float = 1e-5) -> bool:
+    y = np.asarray(y)
+    return x.shape == y.shape and bool(np.abs(x - y).max() <= limit * max(1, np.abs(y).max()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", ["reverse", "shuffled"])
+def test_norm(order: str) -> None:
+    how: dict[str, Any] = {"axis": (1,), "eps": 0.1}
+    with simulating(order=order):
+        for shape in SHAPES:
+            x, g = some(*shape), some(*shape, seed=1)
+            gm, gv = some(shape[0], 1, seed=2), some(shape[0], 1, seed=3)
+            for centred in (True, False):
+                wanted = norm.standardise.primitive.impl(np, x, **how, centred=centred)
+                found = fused.standardise(x, 0.1, centred)
+                assert all(map(near, found, wanted))
+                u, _, v = wanted
+                wanted = norm.standardise_back.primitive.impl(
+                    np, g, gm, gv, u, v, **how, centred=centred
+                )
+                back = fused.standardise_back(g, gm, gv, u, v, 0.1, centred)
+                assert near(back, wanted)
+            half = [from_bf16(to_bf16(x)) for x in (x, g)]
+            u, _, v = fused.standardise(to_bf16(x), 0.1)
+            assert near(from_bf16(u), norm.standardise.primitive.impl(np, half[0], **how)[0], 1e-2)
+
+
+@needs_compiler
+def test_layer_norm_with_weights() -> None:
+    for n in ODD:
+        x, w, b = Tensor(some(9, n), True), Tensor(some(n, seed=1), True), Tensor(some(n), True)
+        g = some(9, n, seed=2)
+        y = norm.layer_norm(x, n, w, b)
+        wanted = gradients(y, [x, w, b], Tensor(g))
+        with simulating(check=n < 100):
+            found, mean, rstd = fused.layer_norm(x.data, w.data, b.data)
+            back = fused.layer_norm_back(g, x.data, w.data, mean, rstd)
+        assert near(found, y.numpy()), n
+        assert all(near(a, c.numpy(), 1e-4 if n == 1 else 2e-5) for a, c in zip(back, wanted)), n
+
+
+@needs_compiler
+def test_losses() -> None:
+    for n in ODD:
+        x, targets = 3 * some(7, n), np.random.default_rng(n).integers(0, n, 7)
+        g = some(7, seed=1)
+        with simulating(order="shuffled", check=n < 200):
+            wanted = surprisal.primitive.impl(np, x, targets, axis=1)
+            assert near(fused.surprisal(x, targets), wanted)
+            wanted = surprisal_slope.primitive.impl(np, g, x, targets, axis=1)
+            assert near(fused.surprisal_slope(g, x, targets), wanted)
+            leaf = Tensor(x, requires_grad=True)
+            loss = cross_entropy(leaf, targets)
+            loss.backward()
+            logits, half = x.copy(), to_bf16(x)
+            assert near(fused.cross_entropy_(logits, targets).mean(), loss.item())
+            assert near(logits, leaf.grad.numpy())  # type: ignore[union-attr]
+            fused.cross_entropy_(half, targets)
+            assert near(from_bf16(half), leaf.grad.numpy(), 1e-2)  # type: ignore[union-attr]
+
+
+@needs_compiler
+def test_flat_kernels() -> None:
+    for n in (*ODD, 4097):
+        x, g = 3 * some(n), some(n, seed=1)
+        for name in ("gelu", "gelu_tanh"):
+            assert near(fused.flat(name, x), TABLE[name].impl(np, x))
+            assert near(fused.flat(f"{name}_slope", g, x), TABLE[f"{name}_slope"].impl(np, g, x))
+            half = from_bf16(fused.flat(name, to_bf16(x)))
+            assert near(half, TABLE[name].impl(np, from_bf16(to_bf16(x))), 1e-2)
+        p, m, v = x.copy(), np.zeros_like(x), np.zeros_like(x)
+        parameter = Tensor(x, requires_grad=True)
+        optimiser = AdamW([parameter], lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3)
+        for step in (1, 2, 3):
+            parameter.grad = Tensor(g * step)
+            optimiser.step()
+            fused.adamw_(p, g * np.float32(step), m, v, step, 0.1, (0.8, 0.9), 1e-3, 0.3)
+        assert near(p, parameter.numpy())
+
+
+@needs_compiler
+def test_embedding_is_exact_and_repeatable() -> None:
+    for tokens, dim in ((1, 1), (31, 33), (127, 31), (1000, 33)):
+        ids = np.random.default_rng(0).integers(0, 20, tokens)
+        g = some(tokens, dim)
+        wanted = np.zeros((20, dim), "float32")
+        np.add.at(wanted, ids, g)
+        found = []
+        for order in sim.ORDERS:
+            with simulating(order=order):
+                found.append(fused.embedding_back(ids, g, 20))
+        assert near(found[0], wanted)
+        assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+
+
+@needs_compiler
+def test_dropout_has_the_bits_of_chapter_7() -> None:
+    for n in (*ODD, 1001):
+        key = random.key(n)
+        assert (fused.random_words(key, n, some(1)) == random.bits(key, n)).all()
+        for p in (0.0, 0.1, 0.5, 0.999999, 1.0):
+            x = some(n)
+            wanted = x if not p else norm.dropout(x, p, key=key).numpy()
+            found = fused.dropout(x, p, key)
+            if p:
+                assert (found == wanted).all()
+                assert (found == x * fused.dropout_mask(key, p, x.shape, x)).all()
+
+
+CONVOLUTIONS = [
+    ((1, 1, 1, 1), (1, 1, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1)),
+    ((2, 3, 31, 33), (5, 3, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2)),
+    ((1, 8, 9, 127), (70, 8, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    ((3, 2, 11, 10), (4, 2, 5, 5), (3, 2), ((2, 2), (0, 3)), (2, 1)),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolution(case: Any) -> None:
+    shape, window, stride, padding, dilation = case
+    how = {"stride": stride, "padding": padding, "dilation": dilation}
+    x, w, b = some(*shape), some(*window, seed=1), some(window[0], seed=2)
+    y = conv.convolve.primitive.impl(np, x, w, b, groups=1, **how)
+    g = some(*y.shape, seed=3)
+    with simulating(order="shuffled"):
+        assert near(fused.convolve(x, w, b, **how), y)
+        assert near(fused.convolve(x, w, None, **how), y - b[:, None, None], 2e-5)
+        back = fused.convolve_transposed(g, w, size=shape[2:], **how)
+        wanted = conv.convolve_transposed.primitive.impl(
+            np, g, w, size=shape[2:], groups=1, **how
+        )
+        assert near(back, wanted)
+        back = fused.convolve_weight(x, g, window=window[2:], **how)
+        wanted = conv.convolve_weight.primitive.impl(np, x, g, window=window[2:], groups=1, **how)
+        assert near(back, wanted, 2e-5)
+
+
+ATTENTIONS = [(1, 1, 1, 0), (31, 33, 31, 2), (33, 33, 33, 0), (127, 127, 64, 0),
+              (33, 31, 127, None), (5, 40, 16, 35), (40, 5, 8, -35)]  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("t, s, d, shift", ATTENTIONS)
+def test_attention(t: int, s: int, d: int, shift: int | None) -> None:
+    q, k, v, g = some(2, t, d), some(2, s, d, seed=1), some(2, s, d, seed=2), some(2, t, d, seed=3)
+    g_lse, how = some(2, t, 1, seed=4), {"scale": 0.3, "shift": shift}
+    wanted = attention.attend.primitive.impl(np, q, k, v, **how)
+    with simulating(order="reverse"):
+        found = fused.attend(q, k, v, **how)
+        assert all(map(near, found, wanted))
+        back = fused.attend_back(g, g_lse, *wanted, q, k, v, **how)
+    slopes = attention.attend_back.primitive.impl(np, g, g_lse, *wanted, q, k, v, **how)
+    assert all(near(a, b, 2e-5) for a, b in zip(back, slopes))
+
+
+@needs_compiler
+@pytest.mark.parametrize("t, s, d, shift", [(1, 1, 16, 0), (33, 127, 64, 94), (127, 127, 32, None)])
+def test_attention_on_tensor_cores(t: int, s: int, d: int, shift: int | None) -> None:
+    halves = [to_bf16(some(2, n, d, seed=k)) for k, n in enumerate((t, s, s))]
+    q, k, v = map(from_bf16, halves)
+    wanted = attention.attend.primitive.impl(np, q, k, v, scale=0.2, shift=shift)
+    with simulating(order="shuffled"):
+        out, lse = fused.attend(*halves, 0.2, shift)
+    assert near(from_bf16(out), wanted[0], 1e-2) and near(lse, wanted[1], 1e-2)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fused.attend(some(1, 33, 8), some(1, 33, 8), some(1, 33, 8), 0.1, 0),
+        lambda: fused.attend(*(to_bf16(some(1, 65, 16)) for _ in "qkv"), 0.1, 0),
+        lambda: fused.attend_back(*(some(1, 33, k) for k in (8, 1, 8, 1, 8, 8, 8)), 0.1, 0),
+        lambda: fused.convolve(some(1, 2, 5, 9), some(3, 2, 3, 3), None, stride=(1, 1),
+                               padding=((1, 1), (1, 1)), dilation=(1, 1)),
+        lambda: fused.dropout(some(33), 0.5, random.key(0)),
+        lambda: fused.embedding_back(np.arange(33) % 5, some(33, 7), 5),
+    ],
+)  # fmt: skip
+def test_no_kernel_has_a_race(call: Any) -> None:
+    with simulating(check=True, order="shuffled"):
+        call()
+
+
+# what needs a card, on a pretended one
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_every_primitive_agrees_on_a_pretended_card(dtype: str) -> None:
+    import gradbook.nn.pool
+    import gradbook.tensor.linalg  # noqa: F401
+
+    with fake_cupy():
+        table = agree.agreement_table(dtype, "cuda")
+    assert len({row.name for row in table}) > 100
+    limit = agree.LIMITS[dtype]
+    assert not [row for row in table if row.trouble or not row.error <= limit]
+
+
+def small_gpt(device: str) -> tuple[Any, Any, Any]:
+    gb.manual_seed(0)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            self.embedding, self.norm = nn.Embedding(50, 32), nn.LayerNorm(32)
+            self.attention = nn.MultiHeadAttention(32, 2, causal=True)
+            self.up, self.act, self.down = nn.Linear(32, 64), nn.GELU("tanh"), nn.Linear(64, 50)
+            self.conv, self.drop = nn.Conv2d(3, 4, 3, padding=1), nn.Dropout(0.1, key=3)
+
+        def forward(self, ids: Any, image: Any) -> Any:
+            x = self.embedding(ids)
+            x = x + self.drop(self.attention(self.norm(x))) + self.conv(image).mean()
+            return self.down(self.act(self.up(x)))
+
+    rng = np.random.default_rng(0)
+    ids = gb.Tensor(rng.integers(0, 50, (2, 40)), device=device)
+    image = gb.Tensor(rng.normal(size=(2, 3, 8, 8)).astype("float32"), device=device)
+    return Model().to(device), ids, image
+
+
+def trained(device: str, optimiser: Any, steps: int = 4) -> tuple[list[float], Any, dict[str, int]]:
+    model, ids, image = small_gpt(device)
+    opt, losses = optimiser(model.parameters(), lr=1e-2), []
+    for step in range(steps):
+        if step == 1:
+            COPIES.clear()
+        loss = cross_entropy(model(ids, image).reshape((80, 50)), ids.reshape((80,)))
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        losses.append(loss)
+    copies = dict(COPIES)
+    return [x.item() for x in losses], opt, copies
+
+
+@needs_compiler
+def test_a_training_step_never_leaves_the_card() -> None:
+    here, _, _ = trained("cpu", AdamW)
+    with fake_cupy():
+        there, _, copies = trained("cuda", switch.FlatAdamW)
+        assert copies == {}  # no copy either way, no number waited for
+        assert LAUNCHES["adamw"] == 4 and LAUNCHES["attend"] == 4 and LAUNCHES["add_rows"] == 4
+        LAUNCHES.clear()
+        with switch.own_kernels(False):
+            others, _, copies = trained("cuda", AdamW)
+        assert not LAUNCHES and "to host" not in copies and "waits" not in copies
+    assert np.allclose(there, here, rtol=1e-4) and np.allclose(others, here, rtol=1e-4)
+
+
+@needs_compiler
+def test_the_flat_optimiser_survives_a_checkpoint() -> None:
+    with fake_cupy():
+        losses, _, _ = trained("cuda", switch.FlatAdamW, 3)
+        model, ids, image = small_gpt("cuda")
+        opt = switch.FlatAdamW(model.parameters(), lr=1e-2)
+        again = []
+        for step in range(3):
+            if step == 2:  # as if loaded: other arrays, the same numbers
+                opt.load_state_dict(opt.state_dict())
+                model.load_state_dict(model.state_dict())
+            loss = cross_entropy(model(ids, image).reshape((80, 50)), ids.reshape((80,)))
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            again.append(loss.item())
+    assert again == losses
+
+
+def test_on_numpy_arrays_nothing_changes() -> None:
+    x = some(5, 33)
+    before = len(LAUNCHES)
+    with switch.own_kernels():
+        assert gb.nn.norm.standardise.primitive.impl(np, x, axis=(1,), eps=0.1)
+    assert len(LAUNCHES) == before
+
+
+def test_the_loader_brings_batches_to_the_card_in_advance() -> None:
+    x, y = some(10, 3), np.arange(10)
+    with fake_cupy() as cupy:
+        loader = DataLoader(ArrayDataset(x, y), batch_size=4, shuffle=True, device="cuda")
+        batches = []
+        for k, (a, b) in enumerate(loader):
+            assert a.device.kind == "cuda" and loader.batch == k + 1
+            batches.append((a.numpy(), b.numpy()))
+        stream = cupy.cuda.get_current_stream()
+    plain = [(a.numpy(), b.numpy()) for a, b in DataLoader(ArrayDataset(x, y), 4, shuffle=True)]
+    for (a, b), (c, d) in zip(batches, plain, strict=True):
+        assert (a == c).all() and (b == d).all()
+    assert [what for what, _ in stream.order].count("wait") == 3  # each batch is waited for, once
+
+
+def test_the_loader_goes_on_in_mid_epoch_on_a_card() -> None:
+    data = ArrayDataset(np.arange(20))
+    with fake_cupy():
+        loader = DataLoader(data, batch_size=4, shuffle=True, device="cuda")
+        for k, _batch in enumerate(loader):
+            if k == 1:
+                break
+        state = loader.state_dict()
+        other = DataLoader(data, batch_size=4, shuffle=True, device="cuda")
+        other.load_state_dict(state)
+        rest = [b.numpy().tolist() for (b,) in other]
+    whole = [b.numpy().tolist() for (b,) in DataLoader(data, batch_size=4, shuffle=True)]
+    assert rest == whole[2:]
+
+
+def test_without_a_card_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    for call in (
+        lambda: gb.Tensor([1.0], device="cuda"),
+        lambda: nn.Linear(2, 3).to("cuda"),
+        lambda: DataLoader(ArrayDataset(np.arange(4)), device="cuda"),
+    ):
+        with pytest.raises(DeviceError, match=r"pip install 'gradbook\[cuda\]'"):
+            call()
+
+
+# the compiler for real cards
+
+
+def test_every_kernel_compiles_without_spills() -> None:
+    try:
+        nvrtc.nvrtc()
+        nvrtc.located("nvidia-cuda-nvdisasm", "nvdisasm")
+    except nvrtc.NoNVRTC as missing:
+        pytest.skip(str(missing))
+    rows = nvrtc.check_all(nvrtc.ARCHITECTURES if os.environ.get("FULL") else ("sm_90",))
+    assert not [row for row in rows if row.spills or row.stack]
+    assert all(row.mma for row in rows if "tensor" in row.kernel)
+    listed = {name for source, _ in nvrtc.CHECKED for name in source.names}
+    assert {row.kernel for row in rows} == listed
+
+
+def test_all_sources_are_compiled() -> None:
+    known = {id(source) for source, _ in nvrtc.CHECKED}
+    for module in (kernels, fused):
+        for name, value in vars(module).items():
+            if isinstance(value, kernels.Source):
+                assert id(value) in known, name
+
+
+# a real card
+
+
+def card() -> bool:
+    try:
+        return bool(__import__("cupy").cuda.is_available())
+    except ImportError:
+        return False
+
+
+gpu = pytest.mark.skipif(not card(), reason="no CuPy with a GPU")
+
+
+@gpu
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_every_primitive_agrees_on_the_card(dtype: str, own: bool) -> None:
+    with switch.own_kernels(own):
+        table = agree.agreement_table(dtype, "cuda")
+    assert not [row for row in table if row.trouble or not row.error <= agree.LIMITS[dtype]]
+
+
+@gpu
+@pytest.mark.parametrize("rung", kernels.MATMUL_RUNGS)
+def test_matmul_on_the_card(rung: str) -> None:
+    import cupy
+
+    for m, k, n in ((1, 1, 1), (31, 33, 127), (1000, 127, 33), (512, 256, 1024)):
+        a, b = some(m, k), some(k, n, seed=1)
+        if rung == "tensor":
+            a, b = to_bf16(a), to_bf16(b)
+            wanted = from_bf16(a) @ from_bf16(b)
+            found = from_bf16(cupy.asnumpy(kernels.matmul(cupy.asarray(a), cupy.asarray(b))))
+        else:
+            wanted = a @ b
+            found = cupy.asnumpy(kernels.matmul(cupy.asarray(a), cupy.asarray(b), rung))
+        assert near(found, wanted, 1e-2 if rung == "tensor" else 1e-5)
+
+
+@gpu
+@pytest.mark.parametrize("t, s, d, shift", [*ATTENTIONS, (1000, 1000, 64, 0)])
+def test_attention_on_the_card(t: int, s: int, d: int, shift: int | None) -> None:
+    import cupy
+
+    q, k, v, g = some(2, t, d), some(2, s, d, seed=1), some(2, s, d, seed=2), some(2, t, d, seed=3)
+    g_lse, how = some(2, t, 1, seed=4), {"scale": 0.3, "shift": shift}
+    wanted = attention.attend.primitive.impl(np, q, k, v, **how)
+    found = fused.attend(*map(cupy.asarray, (q, k, v)), **how)
+    assert all(near(cupy.asnumpy(a), b, 2e-5) for a, b in zip(found, wanted))
+    down = (g, g_lse, *wanted, q, k, v)
+    slopes = attention.attend_back.primitive.impl(np, *down, **how)
+    back = fused.attend_back(*map(cupy.asarray, down), **how)
+    assert all(near(cupy.asnumpy(a), b, 5e-5) for a, b in zip(back, slopes))
+    if d % 16 == 0:
+        halves = [to_bf16(x) for x in (q, k, v)]
+        wanted = attention.attend.primitive.impl(np, *map(from_bf16, halves), **how)
+        out, _ = fused.attend(*map(cupy.asarray, halves), **how)
+        assert near(from_bf16(cupy.asnumpy(out)), wanted[0], 1e-2)
+
+
+@gpu
+def test_dropout_on_the_card_has_the_same_bits() -> None:
+    import cupy
+
+    x, key = some(1001), random.key(7)
+    found = fused.dropout(cupy.asarray(x), 0.3, key)
+    assert (cupy.asnumpy(found) == norm.dropout(x, 0.3, key=key).numpy()).all()
+
+
+@gpu
+def test_training_on_the_card_is_training() -> None:
+    here, _, _ = trained("cpu", AdamW)
+    there, _, _ = trained("cuda", switch.FlatAdamW)
+    assert np.allclose(there, here, rtol=1e-3)
