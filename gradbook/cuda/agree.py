@@ -39,7 +39,9 @@ def computed(trial: Any, dtype: Any, device: Any) -> list[Any]:
     outs = trial.outputs(tuple(inputs))
     rng = np.random.default_rng(0)
     weights = [
-        Tensor(rng.normal(size=o.shape), dtype=o.dtype, device=device) if o.dtype in FLOATS else None
+        Tensor(rng.normal(size=o.shape), dtype=o.dtype, device=device)
+        if o.dtype in FLOATS
+        else None
         for o in outs
     ]
     found = [to_numpy(o.data) for o in outs]

@@ -527,7 +527,8 @@ __device__ __forceinline__ void rows_in(float* to, const REAL* from, int first, 
                                         float scale) {
     for (int i = threadIdx.x; i < 32 * D; i += 128) {
         int r = i / D, d = i % D;
-        to[r * LINE + d] = first + r < rows ? up(from[(long long)(first + r) * D + d]) * scale : 0.0f;
+        const REAL* p = from + (long long)(first + r) * D + d;
+        to[r * LINE + d] = first + r < rows ? up(*p) * scale : 0.0f;
     }
 }
 __device__ __forceinline__ float dot(const float* x, const float* y) {
@@ -693,7 +694,9 @@ __device__ __forceinline__ void tile_in(bf16* to, const bf16* from, int first, i
         copy_async(to + r * ROW + d, here ? from + (long long)(first + r) * D + d : from, here);
     }
 }
-__device__ __forceinline__ unsigned pair(float x, float y) { return down(x) | (unsigned)down(y) << 16; }
+__device__ __forceinline__ unsigned pair(float x, float y) {
+    return down(x) | (unsigned)down(y) << 16;
+}
 extern "C" __global__ void __launch_bounds__(128) attend_tensor(
     const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
     int t, int s, int shift, float scale) {

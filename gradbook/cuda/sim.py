@@ -435,12 +435,15 @@ static void touch(void* p, int size, bool write, bool atomic, void* from) {
     if (!found && at >= code_start && at < code_end && !write) return;  // a table in the code
     if (!found) {
         const char* verb = write ? "writes" : "reads";
-        for (Array& a : arrays) {
-            int64_t off = at - a.start;
-            if (off >= -a.bytes - 4096 && off < 2 * a.bytes + 4096)
-                fail("thread %d of block %d %s element %d of argument %d; it has %d", number(),
-                     launch.number, verb, int(off / a.grain), a.number, int(a.bytes / a.grain));
+        int64_t nearest = 1 << 20;
+        for (Array& a : arrays) {  // the next one is meant, as likely as not
+            int64_t far = at < a.start ? a.start - at : at - a.start - a.bytes;
+            if (far < nearest) nearest = far, found = &a;
         }
+        if (found)
+            fail("thread %d of block %d %s element %d of argument %d; it has %d", number(),
+                 launch.number, verb, int((at - found->start) / found->grain), found->number,
+                 int(found->bytes / found->grain));
         fail("thread %d of block %d %s far from any array", number(), launch.number, verb);
     }
     for (Room& r : rooms)
