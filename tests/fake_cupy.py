@@ -252,6 +252,12 @@ def fake_cupy() -> Iterator[Any]:
     class Event:
         done = False
 
+        def record(self) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            COPIES["waits"] += 1
+
     class Stream:
         def __init__(self, non_blocking: bool = False) -> None:
             self.order: list[Any] = []
@@ -279,7 +285,8 @@ def fake_cupy() -> Iterator[Any]:
             np.ascontiguousarray(inner(x), dtype)
         ),
         cuda=SimpleNamespace(is_available=lambda: True, runtime=runtime, Device=CardDevice,
-                             Stream=Stream, get_current_stream=lambda: main,
+                             Event=Event, get_elapsed_time=lambda a, b: 1.0, Stream=Stream,
+                             get_current_stream=lambda: main,
                              alloc_pinned_memory=pinned),
     )  # fmt: skip
     modules = {"cupy": cupy, "cupyx": cupyx, "cupyx.scipy": types.ModuleType("cupyx.scipy"),

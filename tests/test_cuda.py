@@ -14,7 +14,7 @@ from fake_cupy import COPIES, LAUNCHES, fake_cupy
 
 import gradbook as gb
 from gradbook import nn
-from gradbook.cuda import agree, fused, kernels, nvrtc, sim, switch
+from gradbook.cuda import agree, fused, kernels, nvrtc, race, sim, switch
 from gradbook.cuda.kernels import KernelError, from_bf16, simulating, to_bf16
 from gradbook.cuda.sim import NoCompiler, SimError, SimModule
 from gradbook.data.datasets import ArrayDataset
@@ -587,6 +587,26 @@ def test_the_loader_goes_on_in_mid_epoch_on_a_card() -> None:
         rest = [b.numpy().tolist() for (b,) in other]
     whole = [b.numpy().tolist() for (b,) in DataLoader(data, batch_size=4, shuffle=True)]
     assert rest == whole[2:]
+
+
+@needs_compiler
+def test_the_bench_runs_on_a_pretended_card() -> None:
+    with fake_cupy() as cupy:
+        cases = [
+            *race.memory_cases(cupy, None, rows=8, n=64), *race.loss_cases(cupy, None, 4, 48),
+            *race.product_cases(cupy, None, 16), *race.attention_cases(cupy, None, 2, 40, 16),
+            *race.training_cases(cupy, None, 2),
+        ]  # fmt: skip
+        rows = [row for case in cases for row in race.run_case(cupy, case, 2)]
+    assert {row["engine"] for row in rows} == {"gradbook", "cupy", "cublas", "gradbook, cupy"}
+    assert all(row["ratio"] == 1.0 and row["median_s"] == 1e-3 for row in rows)
+    assert LAUNCHES["matmul_tensor"] and LAUNCHES["adamw"] and LAUNCHES["convolve_weight"]
+
+
+def test_the_bench_without_a_card_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(DeviceError, match="needs CuPy"):
+        race.cuda_race()
 
 
 def test_without_a_card_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

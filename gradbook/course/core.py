@@ -160,7 +160,8 @@ def timed_out(results: list[Any]) -> bool:
 def agrees(exercise: type[Exercise], wrong: Any, yours: list[Any]) -> bool:
     "Whether a wrong solution gives the very same results, also in running for too long."
     tolerance = max(exercise.tolerance, 1e-9)
-    limit = exercise.seconds if timed_out(yours) else min(exercise.seconds, max(exercise.patience, PATIENCE))
+    patience = min(exercise.seconds, max(exercise.patience, PATIENCE))
+    limit = exercise.seconds if timed_out(yours) else patience
     try:
         with time_limit(limit):
             pairs = zip(yours, inputs(exercise), strict=False)

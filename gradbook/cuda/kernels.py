@@ -414,7 +414,8 @@ __device__ __forceinline__ void mma(float d[4], const unsigned a[4], const unsig
             unsigned x = __shfl_sync(ALL, a[i + 2 * high], 4 * row + from);
             for (int j = 0; j < 2; j++) {
                 unsigned y = __shfl_sync(ALL, b[high], 4 * (col + j) + from);
-                d[2 * i + j] += up((bf16)x) * up((bf16)y) + up((bf16)(x >> 16)) * up((bf16)(y >> 16));
+                d[2 * i + j] += up((bf16)x) * up((bf16)y);
+                d[2 * i + j] += up((bf16)(x >> 16)) * up((bf16)(y >> 16));
             }
         }
     }
@@ -484,7 +485,8 @@ __device__ __forceinline__ void bring(bf16* as, bf16* bs, const bf16* a, const b
         int here = top + r < m ? within(k - start - c) : 0;
         copy_async(as + r * A_ROW + c, here ? a + (long long)(top + r) * k + start + c : a, here);
         int there = start + q < k ? within(n - left - d) : 0;
-        copy_async(bs + q * B_ROW + d, there ? b + (long long)(start + q) * n + left + d : b, there);
+        const bf16* from = there ? b + (long long)(start + q) * n + left + d : b;
+        copy_async(bs + q * B_ROW + d, from, there);
     }
     copy_commit();
 }
@@ -525,14 +527,16 @@ extern "C" __global__ void __launch_bounds__(256) matmul_tensor(
         for (int j = 0; j < 4; j++)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                int row = top + y + 16 * i + lane / 4 + 8 * h, col = left + x + 8 * j + lane % 4 * 2;
+                int row = top + y + 16 * i + lane / 4 + 8 * h;
+                int col = left + x + 8 * j + lane % 4 * 2;
                 if (row >= m || col >= n) continue;
                 bf16* to = c + (long long)row * n + col;
+                bf16 first = down(sum[i][j][2 * h]), second = down(sum[i][j][2 * h + 1]);
 #if EVEN
-                *(unsigned*)to = down(sum[i][j][2 * h]) | (unsigned)down(sum[i][j][2 * h + 1]) << 16;
+                *(unsigned*)to = first | (unsigned)second << 16;
 #else
-                to[0] = down(sum[i][j][2 * h]);
-                if (col + 1 < n) to[1] = down(sum[i][j][2 * h + 1]);
+                to[0] = first;
+                if (col + 1 < n) to[1] = second;
 #endif
             }
 }
