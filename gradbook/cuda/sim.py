@@ -873,6 +873,7 @@ def told(path: Path, text: str, where: int) -> str:
             if 0 <= at < int(size):
                 short = name.rpartition("::")[2]
                 text = text.replace(f"byte {byte} of shared memory", f"byte {at} of {short}")
-    found = said_by("addr2line", "-e", str(path), hex(where - 1)) if where else ""
+    known = not where or ", line " in text
+    found = "" if known else said_by("addr2line", "-e", str(path), hex(where - 1))
     line = re.search(r"kernel(?:\.cpp)?:(\d+)", found)
     return f"{text} (line {line[1]})" if line else text
