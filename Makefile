@@ -8,7 +8,7 @@ JOBS ?= 2
 export FULL
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint lab serve bench run clean
+.PHONY: help book test test-cuda lint lab serve bench run clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
@@ -41,9 +41,14 @@ serve:           ## serve _site/ on this machine (PORT=8000)
 	@echo "http://127.0.0.1:$(PORT)/  (Ctrl-C to stop)"
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _site
 
+test-cuda: .venv/done ## the same comparisons on this machine's graphics card (installs CuPy)
+	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book,cuda,cuda-check]"
+	@$(PY) -c "from gradbook.tensor.backend import device; print(device('cuda'))"
+	@$(PY) -m pytest -n0 tests/test_cuda.py tests/test_random.py
+
 bench: .venv/peers ## measure gradbook against its peers; the figures go to nbs/results/
 	@rm -rf build/bench
-	@set -e; for name in $$($(PY) -m gradbook bench | cut -d ' ' -f 1); do \
+	@set -e; for name in $$($(PY) -m gradbook bench | cut -d ' ' -f 1 | grep -vx cuda); do \
 	    $(PY) -m gradbook bench $$name --out build/bench; \
 	    cp build/bench/bench-$$name.json nbs/results/bench_$$name.json; \
 	done
@@ -69,5 +74,5 @@ clean:           ## remove everything that was built, and the virtual environmen
 # PyTorch through pip, which takes the CPU build that a machine may hold ready; uv would not look there.
 .venv/peers: .venv/done
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book,compare,train]"
+	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book,compare,train,cuda-check]"
 	@touch $@

@@ -12,15 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradbook import bench, course, data, figures, models, nn, optim, scalar, settings
-    from gradbook import tensor, text, train
+    from gradbook import bench, course, cuda, data, figures, models, nn, optim, scalar
+    from gradbook import settings, tensor, text, train
     from gradbook.nn.init import manual_seed
     from gradbook.tensor import *
     from gradbook.tensor import linalg, random
 
 _all_ = [
-    "bench", "course", "data", "figures", "models", "nn", "optim", "scalar",
-    "settings", "tensor", "text", "train", "linalg", "random", "manual_seed",
+    "bench", "course", "cuda", "data", "figures", "models", "nn", "optim",
+    "scalar", "settings", "tensor", "text", "train", "linalg", "random", "manual_seed",
     "Tensor", "no_grad", "enable_grad", "gradients", "checkpoint", "custom_vjp",
     "detect_anomaly", "device", "using", "set_default_dtype", "set_default_device",
     "ShapeError", "DtypeError", "DeviceError", "GraphError", "AnomalyError", "grad",
@@ -49,13 +49,13 @@ _all_ = [
 ]
 
 # %% auto #0
-__all__ = ['ARRAYS', 'TRANSFORMS', 'TENSORS', 'PACKAGES', 'DEVICES', 'ERRORS', 'nearest', 'lazy', 'bench', 'course', 'data',
-           'figures', 'models', 'nn', 'optim', 'scalar', 'settings', 'tensor', 'text', 'train', 'linalg', 'random',
-           'manual_seed', 'Tensor', 'no_grad', 'enable_grad', 'gradients', 'checkpoint', 'custom_vjp', 'detect_anomaly',
-           'device', 'using', 'set_default_dtype', 'set_default_device', 'ShapeError', 'DtypeError', 'DeviceError',
-           'GraphError', 'AnomalyError', 'grad', 'value_and_grad', 'vjp', 'jvp', 'linearize', 'jacobian', 'jacfwd',
-           'jacrev', 'hessian', 'hvp', 'vmap', 'abs', 'acos', 'acosh', 'add', 'all', 'any', 'arange', 'argmax',
-           'argmin', 'argsort', 'asarray', 'asin', 'asinh', 'astype', 'atan', 'atan2', 'atanh', 'bitwise_and',
+__all__ = ['ARRAYS', 'TRANSFORMS', 'TENSORS', 'PACKAGES', 'DEVICES', 'ERRORS', 'nearest', 'lazy', 'bench', 'course', 'cuda',
+           'data', 'figures', 'models', 'nn', 'optim', 'scalar', 'settings', 'tensor', 'text', 'train', 'linalg',
+           'random', 'manual_seed', 'Tensor', 'no_grad', 'enable_grad', 'gradients', 'checkpoint', 'custom_vjp',
+           'detect_anomaly', 'device', 'using', 'set_default_dtype', 'set_default_device', 'ShapeError', 'DtypeError',
+           'DeviceError', 'GraphError', 'AnomalyError', 'grad', 'value_and_grad', 'vjp', 'jvp', 'linearize', 'jacobian',
+           'jacfwd', 'jacrev', 'hessian', 'hvp', 'vmap', 'abs', 'acos', 'acosh', 'add', 'all', 'any', 'arange',
+           'argmax', 'argmin', 'argsort', 'asarray', 'asin', 'asinh', 'astype', 'atan', 'atan2', 'atanh', 'bitwise_and',
            'bitwise_invert', 'bitwise_left_shift', 'bitwise_or', 'bitwise_right_shift', 'bitwise_xor', 'bool',
            'broadcast_arrays', 'broadcast_shapes', 'broadcast_to', 'can_cast', 'ceil', 'chunk', 'clip', 'concat',
            'copysign', 'cos', 'cosh', 'count_nonzero', 'cumulative_prod', 'cumulative_sum', 'diff', 'divide', 'e',
@@ -129,7 +129,7 @@ ARRAYS = """
 """.split()
 TRANSFORMS = "grad value_and_grad vjp jvp linearize jacobian jacfwd jacrev hessian hvp vmap".split()
 TENSORS = "Tensor no_grad enable_grad gradients checkpoint custom_vjp detect_anomaly".split()
-PACKAGES = "bench course data figures models nn optim scalar settings tensor text train".split()
+PACKAGES = "bench course cuda data figures models nn optim scalar settings tensor text train".split()
 DEVICES = "device using set_default_dtype set_default_device".split()
 ERRORS = "ShapeError DtypeError DeviceError GraphError AnomalyError".split()
 

@@ -29,8 +29,8 @@ __all__ = ['THREAD_VARIABLES', 'REST', 'Runner', 'BENCHMARKS', 'Race', 'Steps', 
            'Report', 'Benchmark', 'benchmark', 'moons_training', 'moons_race', 'micrograd_race', 'peer', 'torch_alike',
            'report_of', 'mean_ratio', 'chain', 'chain_race', 'eager_race', 'there_and_back', 'large_race',
            'arrays_race', 'random_race', 'adamw_race', 'step_of', 'training_steps', 'mlp_steps', 'lenet_steps',
-           'torch_gpt', 'gpt_steps', 'alone', 'training_race', 'mlp_race', 'lenet_race', 'gpt_race', 'optimizer_race',
-           'mean_accuracy']
+           'torch_gpt', 'gpt_steps', 'alone', 'training_race', 'mlp_race', 'lenet_race', 'gpt_race', 'cuda_bench',
+           'optimizer_race', 'mean_accuracy']
 
 # %% ../nbs/92_bench.ipynb #16493ab7
 def duration(seconds: float) -> str:
@@ -807,6 +807,28 @@ def lenet_race(repeat: int = 20) -> Report:
 def gpt_race(repeat: int = 20) -> Report:
     "The decoder of chapter 22."
     return training_race("gpt", repeat, 804_096, 768, "tokens")
+
+
+@benchmark("cuda", "kernels and training steps on a card, against CuPy, cuBLAS and PyTorch")
+def cuda_bench(repeat: int = 20) -> Report:
+    "The ladders of chapter 27; raises MissingExtra without a card."
+    from gradbook import __version__
+    from gradbook.cuda.race import cuda_race
+    from gradbook.tensor.backend import DeviceError
+
+    try:
+        found = cuda_race(repeat)
+    except DeviceError as error:
+        raise MissingExtra(str(error)) from None
+    names = ("case", "engine", "median_s", "low_s", "high_s", "ratio")
+    rows = tuple(Row(**{name: r[name] for name in names}) for r in found["rows"])
+    facts = {
+        "gpu": found["gpu"],
+        "rates": [{k: v for k, v in r.items() if k not in names[2:]} for r in found["rows"]],
+    }
+    versions = {"python": platform.python_version(), "gradbook": __version__, **found["versions"]}
+    where, summary = f"{found['gpu']}; {machine()}", f"{len(rows)} rows"
+    return Report("cuda", where, threads(), versions, rows, facts, summary)
 
 # %% ../nbs/92_bench.ipynb #ffbb686c
 @benchmark("optim", "six optimisers on MNIST: three seeds, equal steps and equal time")

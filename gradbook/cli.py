@@ -298,9 +298,13 @@ def new_folder(out: Path, name: str) -> Path:
 # %% ../nbs/94_cli.ipynb #d8c69643
 def train_network(args: argparse.Namespace, settings: Settings) -> Answer:
     "Train a model by its recipe, with log and checkpoints."
+    from gradbook.tensor.backend import as_device, using
     from gradbook.train.callbacks import Callback, Progress
     from gradbook.train.recipes import in_package
 
+    where = as_device(args.device)
+    if where.kind == "cuda":
+        importlib.import_module("gradbook.cuda.switch")  # our kernels
     recipe = recipe_of(args.what)
     kind = "preset" if recipe.presets else "profile"
     known = [field.name for field in fields(recipe.settings)]
@@ -332,7 +336,8 @@ def train_network(args: argparse.Namespace, settings: Settings) -> Answer:
     }
     try:
         begin = partial(recipe.run, wanted, folder, callbacks=callbacks, about=origin)
-        record = begin(resume=bool(args.resume))
+        with using(device=where):
+            record = begin(resume=bool(args.resume))
     except KeyboardInterrupt:
         say(f"gradbook train {args.what} --resume {folder} goes on from here")
         raise
@@ -368,7 +373,7 @@ def train(args: argparse.Namespace, settings: Settings) -> Answer:
     "Train a model of the book."
     task = TASKS[pick("model", args.what, list(TASKS))]
     own = [flag for name, flag in OPTIONS.items() if name != "seed" and name in told(args)]
-    own += [f"--{name}" for name in ("preset", "resume", "tensorboard") if getattr(args, name)]
+    own += [f"--{name}" for name in ("preset", "device", "resume", "tensorboard") if getattr(args, name)]
     if own and task is train_digits:
         raise CommandError(f"train {args.what} has no {own[0]}; train mlp has")
     return task(args, settings)
@@ -805,6 +810,7 @@ def make_parser() -> Parser:
     new.add_argument("--lr", type=positive(float), metavar="X", help="largest learning rate")
     new.add_argument("--batch-size", type=positive(int), metavar="N", help="examples a step")
     new.add_argument("--hidden", type=widths, metavar="N,N", help="widths of hidden layers")
+    new.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the setting)")
     new.add_argument("--resume", metavar="RUN", help="go on with this run")
     new.add_argument("--tensorboard", action="store_true", help="write for TensorBoard, too")
     new = command("generate", generate, GENERATE, out)

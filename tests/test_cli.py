@@ -509,3 +509,10 @@ def test_data_get_finds_what_is_there(capsys, monkeypatch):
     monkeypatch.setenv("GRADBOOK_DATA", str(shared))
     assert cli.main(["data", "get", "mnist"]) == 0
     assert "mnist: GRADBOOK_DATA" in capsys.readouterr().out
+
+
+def test_a_device_that_is_not_there(capsys):
+    assert cli.main(["train", "mlp", "--device", "gpu"]) == 1
+    assert "there is no device 'gpu'; there are: cpu, cuda" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    assert cli.main([*SHORT, "--device", "cpu"]) == 0

@@ -167,8 +167,8 @@ def test_figures_with_large_letters_fit_a_phone(browser: Any, site_url: str) -> 
 def test_sidebar_shows_what_is_coming_without_a_link(browser: Any, site_url: str) -> None:
     page = browser.new_page()
     page.goto(f"{site_url}/value.html")
-    assert page.locator("#quarto-sidebar .gb-coming", has_text="CUDA").count() == 1
-    assert page.locator("#quarto-sidebar a", has_text="CUDA").count() == 0
+    assert page.locator("#quarto-sidebar .gb-coming", has_text="Precision").count() == 1
+    assert page.locator("#quarto-sidebar a", has_text="Precision").count() == 0
     page.close()
 
 

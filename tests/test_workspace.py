@@ -44,6 +44,7 @@ from gradbook.course.tracks import (
     written,
 )
 from gradbook.course.workspace import WorkspaceError, check_answers, progress_of, start
+from gradbook.cuda import sim
 from tools.notebook import page_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +53,9 @@ MODULES = [m for c in PART_ONE for m in modules_of(c)]
 PART_TWO = [c for c in written() if "07" <= c < "11"]
 PART_THREE = [c for c in written() if "11" <= c < "17"]
 PART_FOUR = [c for c in written() if "17" <= c < "24"]
-LATER = [m for c in PART_TWO + PART_THREE + PART_FOUR for m in modules_of(c)]
+KERNEL_CHAPTERS = [c for c in written() if c.startswith("27")]
+LATER = [m for c in PART_TWO + PART_THREE + PART_FOUR + KERNEL_CHAPTERS for m in modules_of(c)]
+needs_compiler = pytest.mark.skipif(not sim.available(), reason="no C++ compiler")
 DAY = datetime.date(2026, 3, 2)
 
 
@@ -284,7 +287,13 @@ def test_a_right_answer_passes_and_is_recorded_here(
     assert set(rows[0]["passed"]) == {e.id for e in exercises("03")}
 
 
-@pytest.mark.parametrize("chapter", PART_ONE + PART_TWO + PART_THREE + PART_FOUR)
+@pytest.mark.parametrize(
+    "chapter",
+    [
+        *PART_ONE, *PART_TWO, *PART_THREE, *PART_FOUR,
+        *(pytest.param(c, marks=needs_compiler) for c in KERNEL_CHAPTERS),
+    ],
+)  # fmt: skip
 def test_every_reference_solution_passes_where_the_learner_writes_it(
     course: Path, chapter: str
 ) -> None:
@@ -509,11 +518,29 @@ print("found", slopes.shape, *sums, round(float((y * y).sum() + (h * c).sum()), 
 """
 
 
+KERNELS = """
+import numpy as np
+from gradbook.cuda import agree, fused, kernels, race, sim, switch
+assert sim.available()
+x = np.arange(12, dtype="float32").reshape(3, 4)
+losses = fused.cross_entropy_(x, np.array([0, 1, 2]))
+with kernels.simulating(check=True):
+    y = kernels.matmul(kernels.softmax(x), x.T.copy())
+table = agree.agreement_table("float64", "cpu")
+print("found", losses.round(3), y.round(3).tolist(), len(table) > 90)
+"""
+
+
 @pytest.mark.parametrize("step", [0, 2, 1], ids=["stubs only", "every second", "all written"])
 @pytest.mark.parametrize(
     ("chapters", "program"),
-    [(PART_TWO, ARRAYS), (PART_THREE, NETWORKS), (PART_FOUR, MODELS)],
-    ids=["arrays", "networks", "models"],
+    [
+        (PART_TWO, ARRAYS),
+        (PART_THREE, NETWORKS),
+        (PART_FOUR, MODELS),
+        pytest.param(KERNEL_CHAPTERS, KERNELS, marks=needs_compiler),
+    ],
+    ids=["arrays", "networks", "models", "kernels"],
 )
 def test_a_part_works_at_every_stage_of_a_rebuild(
     course: Path, chapters: list[str], program: str, step: int

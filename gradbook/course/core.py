@@ -47,6 +47,7 @@ class Exercise:
     hints: ClassVar[tuple[str, ...]] = ()
     raises: ClassVar[tuple[type[BaseException], ...]] = ()  # errors that a right answer may raise
     seconds: ClassVar[float] = 3.0  # after which an answer is stopped
+    patience: ClassVar[float] = 0.0  # seconds for a wrong solution to agree, if PATIENCE is short
 
     @staticmethod
     def cases() -> Iterable[tuple[Any, ...]]:
@@ -159,7 +160,8 @@ def timed_out(results: list[Any]) -> bool:
 def agrees(exercise: type[Exercise], wrong: Any, yours: list[Any]) -> bool:
     "Whether a wrong solution gives the very same results, also in running for too long."
     tolerance = max(exercise.tolerance, 1e-9)
-    limit = exercise.seconds if timed_out(yours) else min(exercise.seconds, PATIENCE)
+    patience = min(exercise.seconds, max(exercise.patience, PATIENCE))
+    limit = exercise.seconds if timed_out(yours) else patience
     try:
         with time_limit(limit):
             pairs = zip(yours, inputs(exercise), strict=False)

@@ -53,7 +53,7 @@ TRACKS: dict[int, tuple[Week, ...]] = {
         ("Data and training", "13 13b 14 14b 15 15b 16", MNIST),
         ("Vision and speed", "17 18 24 25 26", "A compiled training step, faster than before."),
         ("Sequences", "19 20 20b 21 22", GPT),
-        ("GPU, comparison, project", "27 30 36 37", "Your own project, with log and report."),
+        ("GPU, comparison, project", "27 27b 30 36 37", "Your own project, with log and report."),
     ),
     8: weeks(
         ("One number at a time", "01 02 03 04 05 06", DIGITS),
@@ -62,7 +62,7 @@ TRACKS: dict[int, tuple[Week, ...]] = {
         ("Optimisers, stability, speed", "14 14b 16 24", "A table of optimisers, of three seeds."),
         ("Read and compare", "30 36", "The same problems on every engine at hand, in one table."),
         ("Models and the project", "17 18 19 20 20b 21 22 23 37", GPT),
-        ("Compiler and GPU", "25 26 27 28", "A compiled training step, faster than before."),
+        ("Compiler and GPU", "25 26 27 27b 28", "A compiled training step, faster than before."),
         ("Other roads", "29 31 32 33 34 35", "A sparse Jacobian from a handful of products."),
     ),
 }

@@ -15,20 +15,21 @@ import sys
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 import gradbook.tensor.ops  # noqa: F401  so that the tensors of a batch have all methods
 from ..tensor import random
-from ..tensor.backend import DTYPES, asarray
+from ..tensor.backend import DTYPES, Device, as_device, asarray
 from ..tensor.core import Tensor, wrap
 
 # %% auto #0
-__all__ = ['SequentialSampler', 'RandomSampler', 'WeightedRandomSampler', 'collate', 'Recipe', 'as_tensors', 'Position',
-           'Resumable', 'checksum', 'DataLoader', 'Stowed', 'stow', 'unstow', 'bytes_in', 'WorkerError', 'answer',
-           'work', 'context_of', 'shared_memory', 'Worker', 'made_by_workers']
+__all__ = ['SequentialSampler', 'RandomSampler', 'WeightedRandomSampler', 'collate', 'Recipe', 'as_tensors', 'Shuttle',
+           'Position', 'Resumable', 'checksum', 'DataLoader', 'Stowed', 'stow', 'unstow', 'bytes_in', 'WorkerError',
+           'answer', 'work', 'context_of', 'shared_memory', 'Worker', 'made_by_workers']
 
 # %% ../../nbs/13b_loader.ipynb #83ba5e76
 class SequentialSampler:
@@ -136,6 +137,64 @@ def as_tensors(batch: Any) -> Any:
         return wrap(batch)
     return batch
 
+# %% ../../nbs/13b_loader.ipynb #213b23e4
+class Shuttle:
+    "Brings batches to a device; to a card through pinned memory, while it computes."
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.flying = device, deque[tuple[Any, list[Any]]]()
+        self.stream = None if device.kind == "cpu" else device.xp.cuda.Stream(non_blocking=True)
+
+    def send(self, batch: Any) -> tuple[Any, Any]:
+        "The batch as tensors there, and the event of its arrival, which has not come yet."
+        if self.stream is None:
+            return as_tensors(batch), None
+        cuda = self.device.xp.cuda
+        hosts: list[Any] = []
+        with self.device.active():
+            self.stream.wait_event(cuda.get_current_stream().record())
+            sent = self.copied(batch, hosts)
+            arrival = self.stream.record()
+        self.flying.append((arrival, hosts))
+        while self.flying and self.flying[0][0].done:
+            self.flying.popleft()
+        return sent, arrival
+
+    def copied(self, batch: Any, hosts: list[Any]) -> Any:
+        "The arrays of a batch begin their way; where they wait is kept in `hosts`."
+        if isinstance(batch, dict):
+            return {key: self.copied(part, hosts) for key, part in batch.items()}
+        if isinstance(batch, tuple):
+            return tuple(self.copied(part, hosts) for part in batch)
+        if not (isinstance(batch, np.ndarray) and batch.dtype.name in DTYPES):
+            return batch
+        xp = self.device.xp
+        out = xp.empty(batch.shape, batch.dtype)
+        if batch.size:
+            pinned = xp.cuda.alloc_pinned_memory(batch.nbytes)
+            host = np.frombuffer(pinned, batch.dtype, batch.size).reshape(batch.shape)
+            host[...] = batch
+            out.set(host, stream=self.stream)
+            hosts.append((pinned, host))
+        return wrap(out)
+
+    def received(self, sent: tuple[Any, Any]) -> Any:
+        "The batch, for work that begins after it has arrived."
+        batch, arrival = sent
+        if arrival is not None:
+            self.device.xp.cuda.get_current_stream().wait_event(arrival)
+        return batch
+
+    def all(self, batches: Iterable[Any]) -> Iterator[Any]:
+        "Batches on the device, on a card always one in advance."
+        ahead: deque[tuple[Any, Any]] = deque()
+        for batch in batches:
+            ahead.append(self.send(batch))
+            if self.stream is None or len(ahead) > 1:
+                yield self.received(ahead.popleft())
+        while ahead:
+            yield self.received(ahead.popleft())
+
 # %% ../../nbs/13b_loader.ipynb #31ccc92e
 class Position:
     "So many batches of an epoch are consumed."
@@ -216,7 +275,8 @@ class DataLoader(Resumable):
     """Batches of a data set as tuples of tensors, in an order that (seed, epoch) decides.
 
     `transform(batch, key)` is applied to each batch of arrays. With `num_workers` other processes
-    make the batches, the same ones, `prefetch_factor` each in advance. Arguments as in PyTorch.
+    make the batches, the same ones, `prefetch_factor` each in advance. `device`: where the tensors
+    are, the CPU unless given. Other arguments as in PyTorch. Raises ValueError, DeviceError.
     """
 
     def __init__(
@@ -233,6 +293,7 @@ class DataLoader(Resumable):
         seed: int = 0,
         transform: Callable[[Any, random.Key], Any] | None = None,
         multiprocessing_context: str | None = None,
+        device: Device | str | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -249,7 +310,7 @@ class DataLoader(Resumable):
         self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
         self.sampler, self.batch_sampler = mixed if sampler is None else sampler, batch_sampler
         self.num_workers, self.prefetch_factor, self.seed = num_workers, prefetch_factor, seed
-        self.method = multiprocessing_context
+        self.method, self.device = multiprocessing_context, as_device(device or "cpu")
         self.recipe = Recipe(dataset, collate_fn, transform, seed)
         self._room = 0  # the largest batch so far, in bytes
         self._order = (-1, 0)  # an epoch and its checksum
@@ -285,9 +346,9 @@ class DataLoader(Resumable):
 
     def _batches(self, loop: int, epoch: int, first: int) -> Iterator[Any]:
         with contextlib.closing(self._made(epoch, self.plan(epoch), first)) as made:
-            for number, batch in enumerate(made, start=first):
+            for number, batch in enumerate(Shuttle(self.device).all(made), start=first):
                 self.move(loop, epoch, number + 1)
-                yield as_tensors(batch)
+                yield batch
         self.move(loop, epoch + 1, 0)
 
     def _made(self, epoch: int, plan: list[Any], first: int) -> Generator[Any, None, None]:

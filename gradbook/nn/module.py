@@ -277,7 +277,8 @@ class Stateful(Parts):
         place = None if device is None else as_device(device)
         kind = None if dtype is None else floating(dtype)
         for tensor in (*self.parameters(), *self.buffers()):
-            move_(tensor, place, kind)
+            if not getattr(tensor, "on_host", False):  # what Python reads at each step stays
+                move_(tensor, place, kind)
         return self
 
     def zero_grad(self) -> None:

@@ -593,6 +593,7 @@ class Dropout(Module):
         self.p = p
         self.key = wrap(np.array(as_key(key).state(), dtype=np.uint32))
         self.calls = wrap(np.zeros((), dtype=np.int64))
+        self.key.on_host = self.calls.on_host = True  # type: ignore[attr-defined]
 
     def forward(self, x: Any) -> Tensor:
         "(...) -> the same"

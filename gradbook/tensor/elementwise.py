@@ -157,7 +157,7 @@ def direction(out: Any, side: Any) -> Any:
 
 hypot.def_slopes(lambda out, x, y: direction(out, x), lambda out, x, y: direction(out, y))
 atan2.def_slopes(lambda out, x, y: y / (x * x + y * y), lambda out, x, y: -x / (x * x + y * y))
-copysign.def_slopes(lambda out, x, y: multiply(sign(x), copysign(1.0, y)), 0.0)
+copysign.def_slopes(lambda out, x, y: multiply(sign(x), sign(out)), 0.0)
 nextafter.def_slopes(1, 0.0)
 
 for f in (hypot, atan2, copysign, nextafter):
