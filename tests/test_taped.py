@@ -191,7 +191,7 @@ def test_every_comparison_is_a_guard(test: str) -> None:
 def test_strict_refuses_branches_and_names_the_line() -> None:
     with pytest.raises(RecordError, match=r"line \d+ of test_taped.py.*if_lt"):
         record(lambda x: x[0] if x[0] < 1 else x[1], [1.0, 2.0], strict=True)
-    with pytest.raises(RecordError, match="strict|decides"):
+    with pytest.raises(RecordError, match="Python decides here"):
         record(lambda x: x[0] if x[0] else x[1], [1.0, 2.0], strict=True)
     record(lambda x: if_lt(x[0], 1, x[0], x[1]), [1.0, 2.0], strict=True)
 
@@ -467,7 +467,7 @@ def test_a_saved_tape_is_the_same_function(tmp_path: Path) -> None:
     g = Function.load(path, [outer])
     assert g(at).tolist() == f(at).tolist() and g(at).shape == (1, 2)
     assert g.gradient(at).tolist() == f.gradient(at).tolist() and g.dynamic.tolist() == [0.7]
-    with pytest.raises(BranchChanged, match="of test_taped.py"):
+    with pytest.raises(BranchChanged, match="of test_taped"):
         g([-1.0, 2.0, 0.0])
     with pytest.raises(TapeError, match="calls 'outer'"):
         Function.load(path)

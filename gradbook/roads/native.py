@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
@@ -22,15 +23,17 @@ from ..data.datasets import cache_folder
 from .operations import RULES, times
 
 # %% auto #0
-__all__ = ['PRELUDE', 'SWEEP', 'FORWARD', 'TANGENT', 'REVERSE', 'COMPARE', 'LANES', 'KINDS', 'FLAGS', 'loads', 'forward_case',
-           'tangent_case', 'reverse_case', 'special_cases', 'sweep_source', 'sweeps_source', 'NativeError', 'compiler',
-           'build', 'trusted', 'code_folder', 'private_folder', 'intact', 'builder', 'library', 'sweeps', 'available']
+__all__ = ['PRELUDE', 'SWEEP', 'FORWARD', 'TANGENT', 'REVERSE', 'COMPARE', 'LANES', 'KINDS', 'DRIVER', 'FLAGS', 'loads',
+           'forward_case', 'tangent_case', 'reverse_case', 'special_cases', 'sweep_source', 'sweeps_source',
+           'NativeError', 'compiler', 'build', 'trusted', 'code_folder', 'private_folder', 'intact', 'builder',
+           'library', 'sweeps', 'available']
 
 # %% ../../nbs/30_taped.ipynb #b7701f1b
 PRELUDE = """\
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define if_lt(x, y, a, b) ((x) < (y) ? (a) : (b))
 #define if_le(x, y, a, b) ((x) <= (y) ? (a) : (b))
@@ -164,9 +167,45 @@ KINDS = (
 )
 
 
+DRIVER = """
+long many(
+    const uint8_t *codes, const int32_t *args, const int32_t *tables, const int32_t *firsts,
+    const int32_t *outputs, double *values, double *adjoints,
+    const double *x, double *y, double *g, const long *sizes)
+{
+    const long first = sizes[0], stop = sizes[1], head = sizes[2], begin = sizes[3], end = sizes[4];
+    const long n = sizes[5], m = sizes[6], count = sizes[7];
+    for (long i = 0; i < count; i += W) {
+        const long lanes = count - i < W ? count - i : W;
+        for (long j = 0; j < n; j++)
+            for (long l = 0; l < W; l++)
+                values[j * W + l] = x[(i + (l < lanes ? l : lanes - 1)) * n + j];
+        long at = begin;
+        if (FORWARD(codes, args, first, stop, head + first, &at, values, 0, tables, firsts) != stop)
+            return i;
+        for (long j = 0; j < m; j++)
+            for (long l = 0; l < lanes; l++)
+                y[(i + l) * m + j] = values[(size_t)outputs[j] * W + l];
+        if (!g) continue;
+        memset(adjoints, 0, (size_t)(head + stop) * W * sizeof(double));
+        for (long j = 0; j < m; j++)
+            for (long l = 0; l < W; l++) adjoints[(size_t)outputs[j] * W + l] += 1.0;
+        at = end;
+        REVERSE(codes, args, stop, first, head + stop, &at, values, adjoints, tables, firsts);
+        for (long j = 0; j < n; j++)
+            for (long l = 0; l < lanes; l++) g[(i + l) * n + j] = adjoints[j * W + l];
+    }
+    return count;
+}
+"""
+
+
 def sweeps_source() -> str:
     "All sweeps: what is compiled, once for all tapes."
-    return PRELUDE + "".join(sweep_source(*kind) for kind in KINDS)
+    w = str(LANES)
+    names = {"W": w, "FORWARD": f"forward_{w}_{w}", "REVERSE": f"reverse_{w}_{w}"}
+    driver = re.sub(r"\b(W|FORWARD|REVERSE)\b", lambda found: names[found[0]], DRIVER)
+    return PRELUDE + "".join(sweep_source(*kind) for kind in KINDS) + driver
 
 # %% ../../nbs/30_taped.ipynb #7f0d0b5d
 class NativeError(RuntimeError):
@@ -282,6 +321,8 @@ def sweeps() -> dict[tuple[str, int, int], Any]:
         function.argtypes = [pointer] * 2 + [number] * 3 + [pointer] * 5
         function.restype = number
         found[kind, v, n] = function
+    code.many.argtypes, code.many.restype = [ctypes.c_void_p] * 11, ctypes.c_long
+    found["many", LANES, LANES] = code.many
     return found
 
 

@@ -44,7 +44,7 @@ class Problem:
 
     def gradient(self, x: Numbers) -> Numbers:
         "The gradient of the sum of the outputs."
-        return self.jacobian(x).sum(0)
+        return np.asarray(self.jacobian(x).sum(0), float)
 
 
 def draw(*shape: int) -> Numbers:

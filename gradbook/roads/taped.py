@@ -53,13 +53,14 @@ Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int32]]
 # %% auto #0
 __all__ = ['Numbers', 'Bytes', 'Rows', 'HELP', 'POW', 'POWER', 'FUNCTIONS', 'exp', 'expm1', 'log', 'log1p', 'sqrt', 'sin', 'cos',
            'tan', 'asin', 'acos', 'atan', 'sinh', 'cosh', 'tanh', 'sign', 'floor', 'if_lt', 'if_le', 'if_eq', 'maximum',
-           'minimum', 'azmul', 'UFUNCS', 'CLOSED', 'NOWHERE', 'SWEEPS', 'HOT', 'LARGE', 'ACTIVE', 'ACTIVES',
-           'CONDITIONAL', 'SMOOTH', 'LONGEST', 'STRAIGHT_FLAGS', 'FORMAT', 'TapeError', 'Tape', 'references',
+           'minimum', 'azmul', 'UFUNCS', 'CLOSED', 'NOWHERE', 'ARRAYS_IN_C', 'SWEEPS', 'LARGE', 'HOT', 'ACTIVE',
+           'ACTIVES', 'CONDITIONAL', 'SMOOTH', 'LONGEST', 'STRAIGHT_FLAGS', 'FORMAT', 'TapeError', 'Tape', 'references',
            'Recorder', 'line', 'ieee', 'binary', 'unary', 'noting', 'refusing', 'Active', 'boxed', 'function',
            'recorder_of', 'recorded', 'Table', 'Atomic', 'finished', 'Closed', 'rebuilt', 'lasting_first', 'record',
            'forward', 'special', 'results_of', 'reverse', 'ieee_shares', 'call_back', 'tangent', 'call_tangent',
-           'Native', 'one_lane', 'Function', 'processors', 'power_of', 'replay', 'gradient_tape', 'back_again',
-           'straightens', 'in_c', 'straight_source', 'Straight', 'save_tape', 'load_tape', 'tape_of', 'check_tape']
+           'Native', 'one_lane', 'Engine', 'Runner', 'Slopes', 'Many', 'processors', 'Function', 'power_of', 'replay',
+           'gradient_tape', 'back_again', 'straightens', 'in_c', 'straight_source', 'Straight', 'save_tape',
+           'load_tape', 'tape_of', 'check_tape']
 
 # %% ../../nbs/30_taped.ipynb #d2a30244
 class TapeError(ValueError):
@@ -681,17 +682,20 @@ def call_tangent(tape: Tape, row: int, args: list[int], values: Any, tangents: A
         moved = sum(s * tangents[a] for s, a in zip(slopes, args[3:], strict=True))
         tangents[row + 1 + k] = moved
 
-# %% ../../nbs/30_taped.ipynb #2a0a5a02
+# %% ../../nbs/30_taped.ipynb #105b2eea
+ARRAYS_IN_C = ("codes", "args", "tables", "firsts")
+
+
 class Native:
     "A tape's arrays as the C sweeps want them."
 
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
         self.sweeps = native.sweeps()
-        for name in ("codes", "args", "tables", "firsts"):  # alive and in order, as C reads them
+        for name in (*ARRAYS_IN_C, "outputs"):  # alive and in order, as C reads them
             setattr(tape, name, np.ascontiguousarray(getattr(tape, name)))
         self.code, self.args, self.tables, self.firsts = (
-            getattr(tape, name).ctypes.data for name in ("codes", "args", "tables", "firsts")
+            getattr(tape, name).ctypes.data for name in ARRAYS_IN_C
         )
 
     def run(self, kind: str, k: int, stop: int, values: Numbers, other: Numbers | None) -> None:
@@ -716,19 +720,25 @@ class Native:
             k = op if kind == "reverse" else op + 1
             at = ctypes.c_long(int(tape.starts[k]))
 
-
-SWEEPS = {"forward": forward, "tangent": tangent, "reverse": reverse}
+    def many(self, values: Numbers, x: Numbers, y: Numbers, g: Numbers | None) -> None:
+        "All points, eight by eight, without a return to Python. Raises as a sweep does."
+        tape, room = self.tape, values if g is None else np.empty_like(values)
+        first, stop = tape.lasting, len(tape.codes)
+        places = (first, stop, tape.head, tape.starts[first], tape.starts[stop])
+        sizes = np.array([*places, tape.inputs, len(tape.outputs), len(x)], ctypes.c_long)
+        tables = (self.code, self.args, self.tables, self.firsts)
+        numbers = [None if a is None else a.ctypes.data for a in (values, room, x, y, g, sizes)]
+        sweep = self.sweeps["many", LANES, LANES]
+        if sweep(*tables, tape.outputs.ctypes.data, *numbers) < len(x):
+            self.run("forward", first, stop, values, None)  # raises
 
 
 def one_lane(values: Numbers) -> Numbers:
     return values[:, 0] if values.shape[1] == 1 else values
 
-# %% ../../nbs/30_taped.ipynb #fb01f8b0
-class Function:
-    """A recorded function: values and derivatives at any point, without running it again.
-
-    `engine` is "auto", "c", "numpy" or "python"; "auto" takes C where there is a compiler.
-    """
+# %% ../../nbs/30_taped.ipynb #06c76dd3
+class Engine:
+    "A tape with a value for each row, and the means to run it."
 
     def __init__(self, tape: Tape, dynamic: Any = (), engine: str = "auto") -> None:
         self.tape = tape
@@ -768,12 +778,12 @@ class Function:
         "The values of the dynamic parameters."
         return self.values[self.inputs : self.inputs + self.tape.dynamic, 0].copy()
 
-    def __repr__(self) -> str:
-        tape = self.tape
-        sizes = f"{tape.inputs} inputs, {self.outputs} outputs, {len(tape.codes):,} operations"
-        return f"Function({sizes}, {tape.nbytes:,} bytes, engine {self.engine})"
+# %% ../../nbs/30_taped.ipynb #27218cc0
+SWEEPS = {"forward": forward, "tangent": tangent, "reverse": reverse}
 
-    # running
+
+class Runner(Engine):
+    "It computes the rows at a point."
 
     def run(
         self, kind: str, values: Numbers, other: Numbers | None = None, lasting: bool = False
@@ -827,7 +837,9 @@ class Function:
                 return f"{NAMES[code]}({given}) is not a number (row {row} of the tape)"
         return "an output is not a number"
 
-    # derivatives at one point
+# %% ../../nbs/30_taped.ipynb #de8dfd6c
+class Slopes(Runner):
+    "It has directions forward and in reverse."
 
     def forward(self, order: int, x: Any) -> Numbers:
         """Order 0: the outputs at `x`, which becomes the point. Order 1: how fast they move.
@@ -877,6 +889,84 @@ class Function:
             self._rooms[width] = np.zeros((self.tape.rows, width))
         return self._rooms[width]
 
+# %% ../../nbs/30_taped.ipynb #434489b6
+class Many(Slopes):
+    "It runs at many points at once."
+
+    def many(self, xs: Any, threads: int | None = None) -> Numbers:
+        "The outputs at many points at once: (N, n) -> (N, ...). A wrong point gives nan."
+        return self.over(xs, threads, slopes=False)[0]
+
+    def gradients(self, xs: Any, threads: int | None = None) -> tuple[Numbers, Numbers]:
+        "The outputs at many points, and the gradients of their sums: (N, ...), (N, n)."
+        return self.over(xs, threads, slopes=True)
+
+    def over(self, xs: Any, threads: int | None, slopes: bool) -> tuple[Numbers, Numbers]:
+        "Blocks of points, each block in one sweep, the blocks shared out among threads."
+        points = np.ascontiguousarray(xs, float)
+        if points.ndim != 2 or points.shape[1] != self.inputs:
+            raise ValueError(f"points of shape {points.shape}; (N, {self.inputs}) is needed")
+        width = self.width(len(points))
+        ys = np.empty((len(points), self.outputs))
+        gs = np.empty((len(points), self.inputs))
+        workers = threads or processors() if self._native else 1
+        share = max(width, -(-len(points) // (workers * width)) * width)
+        starts = range(0, len(points), share)
+
+        def work(at: int) -> None:
+            part = slice(at, at + share)
+            self.stretch(points[part], ys[part], gs[part] if slopes else None, width)
+
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(work, starts):
+                pass
+        return ys.reshape(-1, *self.tape.shape), gs
+
+    def width(self, count: int) -> int:
+        "How many points go in one sweep."
+        size = self.tape.rows * 16
+        if self._native:
+            return LANES if LANES * size < LARGE else 1
+        return 1 if self.engine == "python" else max(1, min(count, LARGE // size))
+
+    def stretch(self, xs: Numbers, ys: Numbers, gs: Numbers | None, width: int) -> None:
+        "The points of one thread, a block after the other."
+        values = np.repeat(self.values, width, 1)
+        if self._native and width == LANES and not self.tape.calls:
+            return self._native.many(values, xs, ys, gs)
+        adjoints = np.empty_like(values)
+        for at in range(0, len(xs), width):
+            x = xs[at : at + width].T
+            count = x.shape[1]
+            values[: self.inputs, :count], values[: self.inputs, count:] = x, x[:, -1:]
+            self.run("forward", values)
+            ys[at : at + width] = values[self.tape.outputs, :count].T
+            if gs is not None:
+                adjoints.fill(0.0)
+                np.add.at(adjoints, self.tape.outputs, 1.0)
+                self.run("reverse", values, adjoints)
+                gs[at : at + width] = adjoints[: self.inputs, :count].T
+        return None
+
+
+LARGE = 1 << 25  # bytes that one thread may use for a block
+
+
+def processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+# %% ../../nbs/30_taped.ipynb #c68cb261
+class Function(Many):
+    """A recorded function: values and derivatives at any point, without running it again.
+
+    `engine` is "auto", "c", "numpy" or "python"; "auto" takes C where there is a compiler.
+    """
+
+    def __repr__(self) -> str:
+        tape = self.tape
+        sizes = f"{tape.inputs} inputs, {self.outputs} outputs, {len(tape.codes):,} operations"
+        return f"Function({sizes}, {tape.nbytes:,} bytes, engine {self.engine})"
+
     def __call__(self, x: Any) -> Any:
         "The outputs at `x`, in the shape in which they were recorded."
         return self.forward(0, x).reshape(self.tape.shape)[()]
@@ -921,49 +1011,6 @@ class Function:
         tape = gradient_tape(self.tape, mine)
         return Function(tape, [*self.dynamic, *[1.0] * self.outputs], self.asked)
 
-    def many(self, xs: Any, threads: int | None = None) -> Numbers:
-        "The outputs at many points at once: (N, n) -> (N, ...). A wrong point gives nan."
-        return self.over(xs, threads, slopes=False)[0]
-
-    def gradients(self, xs: Any, threads: int | None = None) -> tuple[Numbers, Numbers]:
-        "The outputs at many points, and the gradients of their sums: (N, ...), (N, n)."
-        return self.over(xs, threads, slopes=True)
-
-    def over(self, xs: Any, threads: int | None, slopes: bool) -> tuple[Numbers, Numbers]:
-        "Blocks of points, each block in one sweep, the blocks shared out among threads."
-        points = np.asarray(xs, float)
-        if points.ndim != 2 or points.shape[1] != self.inputs:
-            raise ValueError(f"points of shape {points.shape}; (N, {self.inputs}) is needed")
-        width = 1 if self.tape.rows * LANES * 16 > LARGE else LANES
-        if not self._native:
-            width = max(1, min(len(points), LARGE // (self.tape.rows * 16)))
-        blocks = range(0, len(points), width)
-        ys = np.empty((len(points), self.outputs))
-        gs = np.empty((len(points), self.inputs))
-
-        def work(mine: range) -> None:
-            values = np.repeat(self.values, width, 1)
-            adjoints = np.empty_like(values) if slopes else values
-            for at in mine:
-                x = points[at : at + width].T
-                count = x.shape[1]
-                values[: self.inputs, :count], values[: self.inputs, count:] = x, x[:, -1:]
-                self.run("forward", values)
-                ys[at : at + width] = values[self.tape.outputs, :count].T
-                if slopes:
-                    adjoints.fill(0.0)
-                    np.add.at(adjoints, self.tape.outputs, 1.0)
-                    self.run("reverse", values, adjoints)
-                    gs[at : at + width] = adjoints[: self.inputs, :count].T
-
-        count = min(threads or processors(), len(blocks)) if self._native else 1
-        with ThreadPoolExecutor(max(count, 1)) as pool:
-            for _ in pool.map(work, [blocks[k::count] for k in range(count)]):
-                pass
-        return ys.reshape(-1, *self.tape.shape), gs
-
-    # straight-line code, and saving
-
     def straighten(self) -> None:
         "Compile this tape into code of its own. Raises NativeError, TapeError."
         if self.straight is None:
@@ -980,11 +1027,6 @@ class Function:
 
 
 HOT = 1000  # calls
-LARGE = 1 << 25  # bytes that one thread may use for a block
-
-
-def processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../../nbs/30_taped.ipynb #b4fc4bc3
 def power_of(x: Any, y: Any) -> Any:
