@@ -14,20 +14,13 @@ import numpy as np
 from .taped import Function, Numbers
 
 # %% auto #0
-__all__ = ['reach', 'fewest_steps', 'fewest_repeats', 'check_dial', 'Action', 'next_checkpoint', 'schedule', 'Evolution',
+__all__ = ['reach', 'fewest_repeats', 'check_dial', 'fewest_steps', 'Action', 'next_checkpoint', 'schedule', 'Evolution',
            'evolve']
 
-# %% ../../nbs/30b_optimise.ipynb #fa558b9f
+# %% ../../nbs/30b_optimise.ipynb #bf4b93e4
 def reach(checkpoints: int, repeats: int) -> int:
     "How many steps can be swept back if no step is repeated more often than `repeats` times."
     return math.comb(checkpoints + repeats, checkpoints)
-
-
-def fewest_steps(n: int, checkpoints: int) -> int:
-    "The smallest number of steps that must be repeated (Griewank and Walther, 2000)."
-    check_dial(n, checkpoints)
-    repeats = fewest_repeats(n, checkpoints)
-    return repeats * n - math.comb(checkpoints + repeats, repeats - 1) if repeats else 0
 
 
 def fewest_repeats(n: int, checkpoints: int) -> int:
@@ -38,7 +31,14 @@ def check_dial(n: int, checkpoints: int) -> None:
     if n < 1 or checkpoints < 1:
         raise ValueError(f"{n} steps with {checkpoints} checkpoints; both must be 1 or more")
 
-# %% ../../nbs/30b_optimise.ipynb #956490fc
+# %% ../../nbs/30b_optimise.ipynb #ef1aeece
+def fewest_steps(n: int, checkpoints: int) -> int:
+    "The smallest number of steps that must be repeated (Griewank and Walther, 2000)."
+    check_dial(n, checkpoints)
+    repeats = fewest_repeats(n, checkpoints)
+    return repeats * n - math.comb(checkpoints + repeats, repeats - 1) if repeats else 0
+
+# %% ../../nbs/30b_optimise.ipynb #314336d1
 class Action(NamedTuple):
     "`store` the state before step `k`, `restore` it, `advance` to step `to`, or go `back` over `k`."
 
@@ -53,7 +53,7 @@ def next_checkpoint(n: int, checkpoints: int) -> int:
     least = reach(checkpoints, r - 2) if r > 1 else 1
     return max(least, n - reach(checkpoints - 1, r))
 
-
+# %% ../../nbs/30b_optimise.ipynb #88606758
 def schedule(n: int, checkpoints: int) -> Iterator[Action]:
     "The actions that sweep back over `n` steps with at most so many stored states."
     check_dial(n, checkpoints)

@@ -28,7 +28,7 @@ __all__ = ['PRELUDE', 'SWEEP', 'FORWARD', 'TANGENT', 'REVERSE', 'COMPARE', 'LANE
            'NativeError', 'compiler', 'build', 'trusted', 'code_folder', 'private_folder', 'intact', 'builder',
            'library', 'sweeps', 'available']
 
-# %% ../../nbs/30_taped.ipynb #b7701f1b
+# %% ../../nbs/30_taped.ipynb #6a7d02a5
 PRELUDE = """\
 #include <math.h>
 #include <stddef.h>
@@ -41,7 +41,6 @@ PRELUDE = """\
 static inline double sign(double x) { return (x > 0.0) - (x < 0.0); }
 static inline double azmul(double x, double y) { return x == 0.0 ? 0.0 : x * y; }
 """
-
 SWEEP = """
 #define L {lanes}
 #define VL {value_lanes}
@@ -73,19 +72,18 @@ stopped:
 #undef CASE
 """
 
+# %% ../../nbs/30_taped.ipynb #7632940f
 FORWARD = """
     if (k == stop) goto stopped;
     double *out = values + (size_t)row * L;
 #define NEXT(n) a += n; out += L; if (++k == stop) goto stopped; goto *jump[codes[k]];
     goto *jump[codes[k]];"""
-
 TANGENT = """
     if (k == stop) goto stopped;
     const double *in = values + (size_t)row * VL;
     double *out = other + (size_t)row * L;
 #define NEXT(n) a += n; in += VL; out += L; if (++k == stop) goto stopped; goto *jump[codes[k]];
     goto *jump[codes[k]];"""
-
 REVERSE = """
     const double *in = values + (size_t)row * VL;
     const double *out = other + (size_t)row * L;
@@ -93,7 +91,7 @@ REVERSE = """
 #define CASE(n) a -= n;
     NEXT(0)"""
 
-# %% ../../nbs/30_taped.ipynb #de585071
+# %% ../../nbs/30_taped.ipynb #be1b34c9
 def loads(n: int, more: str = "") -> str:
     "Declarations of the n arguments in C."
     given = [f"{x} = V(a[{k}])" for k, x in enumerate("xyzw"[:n])]
@@ -125,7 +123,7 @@ def reverse_case(value: str, slopes: Sequence[str]) -> str:
     ]
     return f"CASE({n}) if (L == 1) {{ {one} }} else {{ {' '.join(safe)} }} NEXT({n})"
 
-
+# %% ../../nbs/30_taped.ipynb #5c2655a7
 COMPARE = {"lt": "<", "le": "<=", "eq": "=="}
 
 
@@ -143,7 +141,7 @@ def special_cases(kind: str) -> list[str]:
     pick = f"{inside} LANES out[l] = V(TABLE(a[0])[(int32_t)V(a[1])]);"
     return [*guards, *others, f"{pick} NEXT(2)", "goto stopped;", "NEXT(0)"]
 
-
+# %% ../../nbs/30_taped.ipynb #adf39a93
 def sweep_source(kind: str, value_lanes: int, lanes: int) -> str:
     "One of the three sweeps in C, for so many numbers at once."
     case = {"forward": forward_case, "tangent": tangent_case, "reverse": reverse_case}[kind]
@@ -166,7 +164,7 @@ KINDS = (
     *(("reverse", v, n) for v, n in ((1, 1), (1, LANES), (LANES, LANES))),
 )
 
-
+# %% ../../nbs/30_taped.ipynb #55fc9ad7
 DRIVER = """
 long many(
     const uint8_t *codes, const int32_t *args, const int32_t *tables, const int32_t *firsts,
@@ -281,7 +279,7 @@ def intact(path: Path) -> bool:
         return False
     return hashlib.sha256(path.read_bytes()).hexdigest() == stamp.read_text(errors="replace")
 
-# %% ../../nbs/30_taped.ipynb #f193da35
+# %% ../../nbs/30_taped.ipynb #c47ce995
 @functools.cache
 def builder() -> str:
     "What a compiled library depends on beside its source: compiler and processor."
@@ -310,7 +308,7 @@ def library(source: str, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
     except OSError as error:
         raise NativeError(f"the compiled code can't be loaded: {error}") from None
 
-
+# %% ../../nbs/30_taped.ipynb #e7e644cb
 @functools.cache
 def sweeps() -> dict[tuple[str, int, int], Any]:
     "The compiled sweeps by kind and lanes. Raises NativeError."

@@ -51,7 +51,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "azmul": ("azmul(x, y)", "azmul(g, y)", "azmul(x, g)"),
 }
 
-# %% ../../nbs/30_taped.ipynb #06dd83a9
+# %% ../../nbs/30_taped.ipynb #8a95c9b7
 def put(text: str, names: Mapping[str, str]) -> str:
     "The text with names put in for its letters."
     return re.sub(r"\b[xyzwvg]\b", lambda found: names.get(found[0], found[0]), text)
@@ -73,7 +73,7 @@ def joined(outer: str, inner: str, side: str) -> tuple[str, ...]:
     to_u, to_z = slopes if side == "left" else reversed(slopes)
     return value, *(product(to_u, put(s, {"v": u})) for s in inner_slopes), to_z
 
-
+# %% ../../nbs/30_taped.ipynb #a9d0f5ce
 ARITHMETIC = ("add", "sub", "mul", "div")
 PAIRS: dict[tuple[str, str, str], str] = {}  # (outer, inner, side) -> name
 for outer, inner in itertools.product(ARITHMETIC, ARITHMETIC):

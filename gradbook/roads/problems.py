@@ -52,7 +52,7 @@ def draw(*shape: int) -> Numbers:
     numbers: Numbers = 1.0 + 0.5 * np.sin(np.arange(1.0, math.prod(shape) + 1) ** 2)
     return numbers.reshape(shape)
 
-# %% ../../nbs/30b_optimise.ipynb #c0db1202
+# %% ../../nbs/30b_optimise.ipynb #63267abb
 def square(x: Any) -> list[Any]:
     "The rows of a square matrix that is given as a list."
     n = math.isqrt(len(x))
@@ -84,7 +84,7 @@ def eliminated(rows: Any) -> Any:
                 rows[i][j] = rows[i][j] - factor * rows[k][j]
     return det
 
-
+# %% ../../nbs/30b_optimise.ipynb #642bdb7b
 def cofactors(x: Numbers) -> Numbers:
     "The slopes of a determinant: det(A) times the transposed inverse."
     a = x.reshape(math.isqrt(len(x)), -1)
@@ -103,7 +103,7 @@ def matrix(n: int) -> Numbers:
     "A matrix that is easy to invert, as a list."
     return (draw(n, n) / n + np.eye(n)).ravel()
 
-# %% ../../nbs/30b_optimise.ipynb #1af3605c
+# %% ../../nbs/30b_optimise.ipynb #4e4719b0
 def mat_mul(n: int = 10) -> Problem:
     "The sum of all numbers of A A."
 
@@ -121,7 +121,7 @@ def mat_mul(n: int = 10) -> Problem:
 
     return Problem("matrix product", f, draw(n * n), slopes)
 
-
+# %% ../../nbs/30b_optimise.ipynb #8f094da5
 def ode(n: int = 10, steps: int = 100) -> Problem:
     "y0' = x0, yi' = xi y(i-1), from 0 to 1 with Runge and Kutta's steps: yi is a product of xs."
 
@@ -149,7 +149,7 @@ def ode(n: int = 10, steps: int = 100) -> Problem:
 
     return Problem("Runge-Kutta", lambda x, m: solve(x, 1 / steps), draw(n), jacobian)
 
-# %% ../../nbs/30b_optimise.ipynb #1b4822d9
+# %% ../../nbs/30b_optimise.ipynb #4f7751a9
 def polynomial(degree: int = 50) -> Problem:
     "A polynomial by Horner's rule, one input."
     c = draw(degree + 1).tolist()
@@ -165,7 +165,7 @@ def polynomial(degree: int = 50) -> Problem:
 
     return Problem("polynomial", f, np.array([0.9]), slope)
 
-
+# %% ../../nbs/30b_optimise.ipynb #e5019568
 def pattern(n: int, each: int = 5) -> list[tuple[int, int]]:
     "Some places of an n by n matrix, `each` a row."
     return sorted({(i, (i + k * k * (i % 3 + 1)) % n) for i in range(n) for k in range(each)})
@@ -189,7 +189,7 @@ def sparse_jacobian(n: int = 50) -> Problem:
 
     return Problem("sparse Jacobian", f, draw(n), jacobian)
 
-
+# %% ../../nbs/30b_optimise.ipynb #c17e7133
 def sparse_hessian(n: int = 50) -> Problem:
     "A sum of exponentials of a few products of two inputs."
     places = pattern(n)
@@ -223,7 +223,7 @@ def second_slopes(x: Numbers) -> Numbers:
         found[j, i] += (1 + x[i] * x[j]) * e
     return found
 
-# %% ../../nbs/30b_optimise.ipynb #d023b383
+# %% ../../nbs/30b_optimise.ipynb #e4b5d364
 COURANT = 0.125
 
 
@@ -257,7 +257,7 @@ def lax_wendroff(steps: int = 2000, points: int = 100) -> Problem:
 
     return Problem("Lax-Wendroff", f, wave(points), jacobian)
 
-
+# %% ../../nbs/30b_optimise.ipynb #4ecebbae
 def toon(steps: int = 5, points: int = 100) -> Problem:
     """The same hill with Toon's scheme, which is not linear; its slopes by complex steps.
 
@@ -289,7 +289,7 @@ def toon(steps: int = 5, points: int = 100) -> Problem:
 
     return Problem("Toon", f, wave(points), jacobian)
 
-# %% ../../nbs/30b_optimise.ipynb #d43cf8ec
+# %% ../../nbs/30b_optimise.ipynb #86618396
 def speelpenning(n: int = 1000) -> Problem:
     "The product of all inputs."
 
@@ -306,7 +306,7 @@ def speelpenning(n: int = 1000) -> Problem:
 
     return Problem("Speelpenning", f, draw(n) / math.exp(np.log(draw(n)).mean()), slopes)
 
-
+# %% ../../nbs/30b_optimise.ipynb #885fd4ef
 def robertson(steps: int = 40) -> Problem:
     """Three chemicals, fast and slow reactions: implicit steps, each doubling time.
 
@@ -357,7 +357,7 @@ def robertson(steps: int = 40) -> Problem:
 
     return Problem("Robertson", f, np.array([1.0, 0.0, 0.0, 1.0, 1.0, 1.0]), jacobian)
 
-
+# %% ../../nbs/30b_optimise.ipynb #e9cd15fd
 def solve3(a: Any, b: Any) -> list[Any]:
     "Three linear equations by elimination in the given order."
     a, b = [list(row) for row in a], list(b)
