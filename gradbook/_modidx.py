@@ -1615,7 +1615,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'gradbook/course/ch30b.py'),
                                        'gradbook.course.ch30b.branching': ('optimise.html#branching', 'gradbook/course/ch30b.py'),
                                        'gradbook.course.ch30b.half_used': ('optimise.html#half_used', 'gradbook/course/ch30b.py'),
-                                       'gradbook.course.ch30b.lives': ('optimise.html#lives', 'gradbook/course/ch30b.py'),
                                        'gradbook.course.ch30b.tidy': ('optimise.html#tidy', 'gradbook/course/ch30b.py'),
                                        'gradbook.course.ch30b.wasteful': ('optimise.html#wasteful', 'gradbook/course/ch30b.py')},
             'gradbook.course.core': { 'gradbook.course.core.Exercise': ('course.html#exercise', 'gradbook/course/core.py'),

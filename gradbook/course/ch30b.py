@@ -7,6 +7,7 @@ import math
 
 from .core import Exercise, Question, Quiz
 from ..roads.checkpointing import fewest_steps
+from ..roads.operations import GUARD, PICK
 from ..roads.taped import exp, record, references, sin
 
 
@@ -34,7 +35,7 @@ def half_used(x):
     return [rows[7], rows[3]]
 
 # %% auto #0
-__all__ = ['questions', 'wasteful', 'tidy', 'branching', 'half_used', 'Dial', 'Exchangeable', 'Dead', 'lives', 'Closed']
+__all__ = ['questions', 'wasteful', 'tidy', 'branching', 'half_used', 'Dial', 'Exchangeable', 'Dead', 'Closed']
 
 # %% ../../nbs/30b_optimise.ipynb #97adfb10
 class Dial(Exercise):
@@ -136,7 +137,7 @@ class Dead(Exercise):
     def solution(tape):
         needed, count = set(tape.outputs.tolist()), 0
         for row, code, args in reversed(list(tape)):
-            if row in needed or lives(code):
+            if row in needed or GUARD <= code < PICK:
                 needed.update(references(code, args))
             else:
                 count += 1
@@ -147,7 +148,7 @@ class Dead(Exercise):
         used = set(tape.outputs.tolist())
         for _, code, args in tape:
             used.update(references(code, args))
-        return sum(row not in used and not lives(code) for row, code, _ in tape)
+        return sum(row not in used and code < GUARD for row, code, _ in tape)
 
     def wrong_guards(tape):
         "A guard stays, and so does all that it compares."
@@ -162,13 +163,6 @@ class Dead(Exercise):
     def wrong_last(tape):
         "Outputs need not be last. `tape.outputs` has their rows."
         return max(0, tape.rows - 1 - max(tape.outputs.tolist()))
-
-
-def lives(code):
-    "Whether the operation is a guard."
-    from gradbook.roads.operations import GUARD, PICK
-
-    return GUARD <= code < PICK
 
 # %% ../../nbs/30b_optimise.ipynb #795b8549
 class Closed(Exercise):

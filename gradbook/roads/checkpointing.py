@@ -40,7 +40,7 @@ def fewest_steps(n: int, checkpoints: int) -> int:
 
 # %% ../../nbs/30b_optimise.ipynb #314336d1
 class Action(NamedTuple):
-    "`store` the state before step `k`, `restore` it, `advance` to step `to`, or go `back` over `k`."
+    "`store` or `restore` the state before step `k`, `advance` to step `to`, go `back` over `k`."
 
     kind: str
     k: int

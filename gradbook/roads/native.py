@@ -131,7 +131,8 @@ def special_cases(kind: str) -> list[str]:
     "Guards, picks, calls and results of calls."
     if kind == "reverse":
         pick = "LANES if (out[l] != 0.0) A(TABLE(a[0])[(int32_t)V(a[1])]) += out[l];"
-        return [*["CASE(2) NEXT(2)"] * 6, f"CASE(2) {pick} NEXT(2)", "k++; goto stopped;", "NEXT(0)"]
+        guards = ["CASE(2) NEXT(2)"] * 6
+        return [*guards, f"CASE(2) {pick} NEXT(2)", "k++; goto stopped;", "NEXT(0)"]
     if kind == "tangent":
         pick = "LANES out[l] = A(TABLE(a[0])[(int32_t)V(a[1])]);"
         return [*["NEXT(2)"] * 6, f"{pick} NEXT(2)", "goto stopped;", "NEXT(0)"]

@@ -54,11 +54,11 @@ Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int32]]
 __all__ = ['Numbers', 'Bytes', 'Rows', 'HELP', 'POW', 'POWER', 'FUNCTIONS', 'exp', 'expm1', 'log', 'log1p', 'sqrt', 'sin', 'cos',
            'tan', 'asin', 'acos', 'atan', 'sinh', 'cosh', 'tanh', 'sign', 'floor', 'if_lt', 'if_le', 'if_eq', 'maximum',
            'minimum', 'azmul', 'UFUNCS', 'CLOSED', 'NOWHERE', 'ARRAYS_IN_C', 'SWEEPS', 'LARGE', 'HOT', 'ACTIVE',
-           'ACTIVES', 'CONDITIONAL', 'SMOOTH', 'LONGEST', 'STRAIGHT_FLAGS', 'FORMAT', 'TapeError', 'Tape', 'references',
-           'Recorder', 'line', 'ieee', 'binary', 'unary', 'noting', 'refusing', 'Active', 'boxed', 'function',
-           'recorder_of', 'recorded', 'finished', 'Closed', 'rebuilt', 'lasting_first', 'forward', 'special',
-           'results_of', 'reverse', 'ieee_shares', 'call_back', 'tangent', 'call_tangent', 'Native', 'one_lane',
-           'Engine', 'Runner', 'Slopes', 'Many', 'processors', 'Function', 'record', 'power_of', 'replay',
+           'ACTIVES', 'CONDITIONAL', 'SMOOTH', 'LONGEST', 'STRAIGHT_FLAGS', 'FORMAT', 'BROKEN', 'TapeError', 'Tape',
+           'references', 'Recorder', 'line', 'ieee', 'binary', 'unary', 'noting', 'refusing', 'Active', 'boxed',
+           'function', 'recorder_of', 'recorded', 'finished', 'Closed', 'rebuilt', 'lasting_first', 'forward',
+           'special', 'results_of', 'reverse', 'ieee_shares', 'call_back', 'tangent', 'call_tangent', 'Native',
+           'one_lane', 'Engine', 'Runner', 'Slopes', 'Many', 'processors', 'Function', 'record', 'power_of', 'replay',
            'gradient_tape', 'back_again', 'Table', 'Atomic', 'straightens', 'in_c', 'straight_source', 'Straight',
            'save_tape', 'load_tape', 'tape_of', 'check_tape']
 
@@ -780,7 +780,8 @@ class Slopes(Runner):
     def reverse(self, weights: Any = None) -> Numbers:
         "The gradient of the outputs times `weights`, (m,) -> (n,), or many: (k, m) -> (k, n)."
         given = np.ones(self.outputs) if weights is None else weights
-        return self.in_blocks("reverse", self.seeds(given, self.outputs, "weights"), np.ndim(given) > 1)
+        seeds = self.seeds(given, self.outputs, "weights")
+        return self.in_blocks("reverse", seeds, np.ndim(given) > 1)
 
     def seeds(self, x: Any, size: int, what: str) -> Numbers:
         "The given directions as rows. Raises where no point was set, or sizes differ."
@@ -900,7 +901,7 @@ class Function(Many):
         return self.value_and_gradient(x)[1]
 
     def value_and_gradient(self, x: Any) -> tuple[Any, Numbers]:
-        "The outputs at `x`, and the gradient of their sum. Small tapes that are used a lot go faster."
+        "The outputs at `x`, and the gradient of their sum. A small tape gets faster with use."
         self.calls += 1
         if self.calls == HOT and self._native and straightens(self.tape):
             threading.Thread(target=self.straighten, daemon=True).start()
@@ -1021,7 +1022,8 @@ def gradient_tape(tape: Tape, given: Numbers) -> Tape:
     for row, code, args in tape.between(len(tape.codes), tape.lasting):
         g = adjoints[row]
         if code == CALL:
-            for a, share in zip(args[3:], back_again(tape, row, args, values, adjoints), strict=True):
+            shares = back_again(tape, row, args, values, adjoints)
+            for a, share in zip(args[3:], shares, strict=True):
                 add(a, share)
         elif g is None:
             continue
@@ -1197,6 +1199,7 @@ STRAIGHT_FLAGS = ("-O1", *native.FLAGS[1:])
 
 # %% ../../nbs/30_taped.ipynb #5a4628fb
 FORMAT = "gradbook tape 1"
+BROKEN = (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError)
 
 
 def save_tape(tape: Tape, path: str | Path, dynamic: Numbers) -> None:
@@ -1226,7 +1229,7 @@ def load_tape(path: str | Path, calls: Iterable[Atomic] = ()) -> tuple[Tape, lis
         return tape_of(found, {call.name: call for call in calls})
     except TapeError as error:
         raise TapeError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
+    except BROKEN as error:
         raise TapeError(f"{path} is no saved tape: {type(error).__name__}: {error}") from None
 
 # %% ../../nbs/30_taped.ipynb #4ff80b2f
