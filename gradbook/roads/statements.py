@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ctypes
-import math
+import functools
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from . import native
+from .operations import CODES, FLOATS
 from .problems import Maths
 from .taped import Numbers
 
 # %% auto #0
-__all__ = ['SOURCE', 'Statements', 'Term', 'Cells', 'StatementMaths', 'record_statements', 'statement_gradient', 'back']
+__all__ = ['SOURCE', 'Statements', 'Expression', 'binary', 'unary', 'Term', 'Cells', 'StatementMaths', 'record_statements',
+           'sweep_back', 'statement_gradient', 'back']
 
 # %% ../../nbs/30b_optimise.ipynb #d22fb632
 class Statements:
@@ -50,8 +52,8 @@ class Statements:
         self.ends.append(len(self.rows))
         return Term(self, x.value, {self.inputs + len(self) - 1: 1.0})
 
-# %% ../../nbs/30b_optimise.ipynb #929d3cbe
-class Term:
+# %% ../../nbs/30b_optimise.ipynb #306613d5
+class Expression:
     "A value on the right side of a statement, with its slope for each row that it uses."
 
     __slots__ = ("slopes", "tape", "value")
@@ -62,66 +64,58 @@ class Term:
         self.slopes = slopes
 
     def scaled(self, value: float, slope: float) -> Term:
-        "A function of this term alone."
+        "A function of this expression alone."
         self.tape.operations += 1
         return Term(self.tape, value, {row: slope * s for row, s in self.slopes.items()})
 
-    def joined(self, value: float, a: float, other: Term, b: float) -> Term:
-        "A function of this term and another, with slope `a` for the one and `b` for the other."
+    def joined(self, value: float, a: float, other: Expression, b: float) -> Term:
+        "A function of this one and another, with slope `a` for the one and `b` for the other."
         self.tape.operations += 1
         slopes = {row: a * s for row, s in self.slopes.items()}
         for row, s in other.slopes.items():
             slopes[row] = slopes.get(row, 0.0) + b * s
         return Term(self.tape, value, slopes)
 
-    def __add__(self, y: Any) -> Term:
-        if isinstance(y, Term):
-            return self.joined(self.value + y.value, 1.0, y, 1.0)
-        return self.scaled(self.value + y, 1.0)
+# %% ../../nbs/30b_optimise.ipynb #0fbe70ad
+def binary(name: str, swapped: bool = False) -> Callable[[Any, Any], Any]:
+    "An operation with two arguments, by its rule."
+    value, back = FLOATS.value[CODES[name]], FLOATS.back[CODES[name]]
 
-    def __sub__(self, y: Any) -> Term:
-        if isinstance(y, Term):
-            return self.joined(self.value - y.value, 1.0, y, -1.0)
-        return self.scaled(self.value - y, 1.0)
+    def method(x: Any, y: Any) -> Any:
+        b = y.value if isinstance(y, Expression) else y
+        u, v = (b, x.value) if swapped else (x.value, b)
+        out = value(u, v)
+        for_u, for_v = back(u, v, out, 1.0)
+        if isinstance(y, Expression):
+            return x.joined(out, for_u, y, for_v)
+        return x.scaled(out, for_v if swapped else for_u)
 
-    def __mul__(self, y: Any) -> Term:
-        if isinstance(y, Term):
-            return self.joined(self.value * y.value, y.value, y, self.value)
-        return self.scaled(self.value * y, y)
+    return method
 
-    def __truediv__(self, y: Any) -> Term:
-        if isinstance(y, Term):
-            value = self.value / y.value
-            return self.joined(value, 1.0 / y.value, y, -value / y.value)
-        return self.scaled(self.value / y, 1.0 / y)
 
-    __radd__, __rmul__ = __add__, __mul__
+def unary(name: str) -> Callable[[Any], Any]:
+    "An operation with one argument, by its rule."
+    value, back = FLOATS.value[CODES[name]], FLOATS.back[CODES[name]]
 
-    def __rsub__(self, y: float) -> Term:
-        return self.scaled(y - self.value, -1.0)
+    def method(x: Any) -> Any:
+        out = value(x.value)
+        return x.scaled(out, back(x.value, out, 1.0)[0])
 
-    def __rtruediv__(self, y: float) -> Term:
-        return self.scaled(y / self.value, -y / self.value**2)
+    return method
 
-    def __neg__(self) -> Term:
-        return self.scaled(-self.value, -1.0)
+# %% ../../nbs/30b_optimise.ipynb #7b5af029
+class Term(Expression):
+    "An expression that can be computed with."
 
-    def exp(self) -> Term:
-        value = math.exp(self.value)
-        return self.scaled(value, value)
+    __slots__ = ()
 
-    def log(self) -> Term:
-        return self.scaled(math.log(self.value), 1.0 / self.value)
-
-    def sin(self) -> Term:
-        return self.scaled(math.sin(self.value), math.cos(self.value))
-
-    def cos(self) -> Term:
-        return self.scaled(math.cos(self.value), -math.sin(self.value))
-
-    def sqrt(self) -> Term:
-        value = math.sqrt(self.value)
-        return self.scaled(value, 0.5 / value)
+    __add__ = __radd__ = binary("add")
+    __mul__ = __rmul__ = binary("mul")
+    __sub__, __rsub__ = binary("sub"), binary("sub", swapped=True)
+    __truediv__, __rtruediv__ = binary("div"), binary("div", swapped=True)
+    __neg__, __abs__ = unary("neg"), unary("abs")
+    exp, log, sqrt = unary("exp"), unary("log"), unary("sqrt")
+    sin, cos, tanh = unary("sin"), unary("cos"), unary("tanh")
 
 # %% ../../nbs/30b_optimise.ipynb #d8cb88b2
 class Cells(list[Any]):
@@ -145,7 +139,7 @@ def record_statements(f: Callable[..., Any], x: Sequence[float]) -> Statements:
         tape.outputs.extend(tape.close(y).slopes)
     return tape
 
-# %% ../../nbs/30b_optimise.ipynb #b8a37e2d
+# %% ../../nbs/30b_optimise.ipynb #e374df1a
 SOURCE = """\
 void back(const int *ends, const int *rows, const double *slopes, long k, long inputs, double *a)
 {
@@ -158,17 +152,23 @@ void back(const int *ends, const int *rows, const double *slopes, long k, long i
 """
 
 
+@functools.cache
+def sweep_back() -> Any:
+    "The sweep in C, compiled when it is first needed."
+    function = native.library(SOURCE).back
+    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_long] * 2 + [ctypes.c_void_p]
+    function.restype = None
+    return function
+
+# %% ../../nbs/30b_optimise.ipynb #0fc5c3ee
 def statement_gradient(tape: Statements, weights: Any = None) -> Numbers:
     "The gradient of the outputs times `weights` at the point where the tape was recorded."
     adjoints = np.zeros(tape.inputs + len(tape))
     np.add.at(adjoints, tape.outputs, 1.0 if weights is None else weights)
     arrays = [np.frombuffer(a, a.typecode) for a in (tape.ends, tape.rows, tape.slopes)]
     if native.available() and len(tape):
-        code = native.library(SOURCE)
-        kinds = [ctypes.c_void_p] * 3 + [ctypes.c_long] * 2 + [ctypes.c_void_p]
-        code.back.argtypes, code.back.restype = kinds, None
         given = [a.ctypes.data for a in arrays]
-        code.back(*given, len(tape), tape.inputs, adjoints.ctypes.data)
+        sweep_back()(*given, len(tape), tape.inputs, adjoints.ctypes.data)
     else:
         back(tape, adjoints)
     return adjoints[: tape.inputs].copy()

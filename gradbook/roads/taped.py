@@ -12,6 +12,7 @@ import json
 import math
 import operator
 import os
+import re
 import sys
 import threading
 from array import array
@@ -58,9 +59,9 @@ __all__ = ['Numbers', 'Bytes', 'Rows', 'HELP', 'POW', 'POWER', 'FUNCTIONS', 'exp
            'references', 'Recorder', 'line', 'ieee', 'binary', 'unary', 'noting', 'refusing', 'Active', 'boxed',
            'function', 'recorder_of', 'recorded', 'finished', 'Closed', 'rebuilt', 'lasting_first', 'forward',
            'special', 'results_of', 'reverse', 'ieee_shares', 'call_back', 'tangent', 'call_tangent', 'Native',
-           'one_lane', 'Engine', 'Runner', 'Slopes', 'Many', 'processors', 'Function', 'record', 'power_of', 'replay',
-           'gradient_tape', 'back_again', 'Table', 'Atomic', 'straightens', 'in_c', 'straight_source', 'Straight',
-           'save_tape', 'load_tape', 'tape_of', 'check_tape']
+           'one_lane', 'Engine', 'Runner', 'Pointed', 'Blocks', 'Slopes', 'Stretch', 'Many', 'processors', 'Everyday',
+           'Function', 'record', 'power_of', 'replay', 'gradient_tape', 'back_again', 'Table', 'Atomic', 'straightens',
+           'in_c', 'straight_source', 'Straight', 'save_tape', 'load_tape', 'tape_of', 'check_tape']
 
 # %% ../../nbs/30_taped.ipynb #d2a30244
 class TapeError(ValueError):
@@ -181,7 +182,9 @@ class Recorder:
 def line(depth: int) -> str:
     "The line of the caller `depth` calls up."
     caller = sys._getframe(depth)
-    return f"line {caller.f_lineno} of {Path(caller.f_code.co_filename).name}"
+    file = caller.f_code.co_filename
+    notebook = re.search("ipython-input|ipykernel", file)
+    return f"line {caller.f_lineno} of {'a notebook cell' if notebook else Path(file).name}"
 
 # %% ../../nbs/30_taped.ipynb #8f90f4d9
 def ieee(code: int, *numbers: float) -> float:
@@ -698,16 +701,12 @@ class Engine:
         "The values of the dynamic parameters."
         return self.values[self.inputs : self.inputs + self.tape.dynamic, 0].copy()
 
-# %% ../../nbs/30_taped.ipynb #850d468c
+# %% ../../nbs/30_taped.ipynb #48a4d416
 SWEEPS = {"forward": forward, "tangent": tangent, "reverse": reverse}
 
 
 class Runner(Engine):
     "It computes the rows at a point."
-
-    def __init__(self, tape: Tape, dynamic: Any = (), engine: str = "auto") -> None:
-        super().__init__(tape, engine)
-        self.new_dynamic(dynamic)
 
     def run(
         self, kind: str, values: Numbers, other: Numbers | None = None, lasting: bool = False
@@ -728,6 +727,14 @@ class Runner(Engine):
         else:
             with np.errstate(all="ignore"):
                 SWEEPS[kind](tape, values, numbers, k, stop, ARRAYS)
+
+# %% ../../nbs/30_taped.ipynb #6a42137c
+class Pointed(Runner):
+    "Its rows are those of a point."
+
+    def __init__(self, tape: Tape, dynamic: Any = (), engine: str = "auto") -> None:
+        super().__init__(tape, engine)
+        self.new_dynamic(dynamic)
 
     def new_dynamic(self, dynamic: Sequence[float]) -> None:
         "Give the dynamic parameters new values; what depends on them alone is computed now."
@@ -761,27 +768,9 @@ class Runner(Engine):
                 return f"{NAMES[code]}({given}) is not a number (row {row} of the tape)"
         return "an output is not a number"
 
-# %% ../../nbs/30_taped.ipynb #de8dfd6c
-class Slopes(Runner):
-    "It has directions forward and in reverse."
-
-    def forward(self, order: int, x: Any) -> Numbers:
-        """Order 0: the outputs at `x`, which becomes the point. Order 1: how fast they move.
-
-        At order 1, `x` holds tangents of the inputs, (n,) -> (m,), or many: (k, n) -> (k, m).
-        """
-        if order == 0:
-            self.point(x)
-            return np.array(self.values[self.tape.outputs, 0])
-        if order != 1:
-            raise ValueError(f"order {order}; there are 0 and 1, and chapter 32 for more")
-        return self.in_blocks("tangent", self.seeds(x, self.inputs, "tangents"), np.ndim(x) > 1)
-
-    def reverse(self, weights: Any = None) -> Numbers:
-        "The gradient of the outputs times `weights`, (m,) -> (n,), or many: (k, m) -> (k, n)."
-        given = np.ones(self.outputs) if weights is None else weights
-        seeds = self.seeds(given, self.outputs, "weights")
-        return self.in_blocks("reverse", seeds, np.ndim(given) > 1)
+# %% ../../nbs/30_taped.ipynb #a56c5dfb
+class Blocks(Pointed):
+    "It goes in several directions at once."
 
     def seeds(self, x: Any, size: int, what: str) -> Numbers:
         "The given directions as rows. Raises where no point was set, or sizes differ."
@@ -814,8 +803,63 @@ class Slopes(Runner):
             self._rooms[width] = np.zeros((self.tape.rows, width))
         return self._rooms[width]
 
-# %% ../../nbs/30_taped.ipynb #434489b6
-class Many(Slopes):
+# %% ../../nbs/30_taped.ipynb #7385841e
+class Slopes(Blocks):
+    "It has directions forward and in reverse."
+
+    def forward(self, order: int, x: Any) -> Numbers:
+        """Order 0: the outputs at `x`, which becomes the point. Order 1: how fast they move.
+
+        At order 1, `x` holds tangents of the inputs, (n,) -> (m,), or many: (k, n) -> (k, m).
+        """
+        if order == 0:
+            self.point(x)
+            return np.array(self.values[self.tape.outputs, 0])
+        if order != 1:
+            raise ValueError(f"order {order}; there are 0 and 1, and chapter 32 for more")
+        return self.in_blocks("tangent", self.seeds(x, self.inputs, "tangents"), np.ndim(x) > 1)
+
+    def reverse(self, weights: Any = None) -> Numbers:
+        "The gradient of the outputs times `weights`, (m,) -> (n,), or many: (k, m) -> (k, n)."
+        given = np.ones(self.outputs) if weights is None else weights
+        seeds = self.seeds(given, self.outputs, "weights")
+        return self.in_blocks("reverse", seeds, np.ndim(given) > 1)
+
+# %% ../../nbs/30_taped.ipynb #fdbc8908
+LARGE = 1 << 25  # bytes that one thread may use for a block
+
+
+class Stretch(Slopes):
+    "It runs at many points, a block after the other."
+
+    def width(self, count: int) -> int:
+        "How many points go in one sweep."
+        size = self.tape.rows * 16
+        if self._native:
+            return LANES if LANES * size < LARGE else 1
+        return 1 if self.engine == "python" else max(1, min(count, LARGE // size))
+
+    def stretch(self, xs: Numbers, ys: Numbers, gs: Numbers | None, width: int) -> None:
+        "The points of one thread, a block after the other."
+        values = np.repeat(self.values, width, 1)
+        if self._native and width == LANES and not self.tape.calls:
+            return self._native.many(values, xs, ys, gs)
+        adjoints = np.empty_like(values)
+        for at in range(0, len(xs), width):
+            x = xs[at : at + width].T
+            count = x.shape[1]
+            values[: self.inputs, :count], values[: self.inputs, count:] = x, x[:, -1:]
+            self.run("forward", values)
+            ys[at : at + width] = values[self.tape.outputs, :count].T
+            if gs is not None:
+                adjoints.fill(0.0)
+                np.add.at(adjoints, self.tape.outputs, 1.0)
+                self.run("reverse", values, adjoints)
+                gs[at : at + width] = adjoints[: self.inputs, :count].T
+        return None
+
+# %% ../../nbs/30_taped.ipynb #ee8dbc8a
+class Many(Stretch):
     "It runs at many points at once."
 
     def many(self, xs: Any, threads: int | None = None) -> Numbers:
@@ -847,50 +891,16 @@ class Many(Slopes):
                 pass
         return ys.reshape(-1, *self.tape.shape), gs
 
-    def width(self, count: int) -> int:
-        "How many points go in one sweep."
-        size = self.tape.rows * 16
-        if self._native:
-            return LANES if LANES * size < LARGE else 1
-        return 1 if self.engine == "python" else max(1, min(count, LARGE // size))
-
-    def stretch(self, xs: Numbers, ys: Numbers, gs: Numbers | None, width: int) -> None:
-        "The points of one thread, a block after the other."
-        values = np.repeat(self.values, width, 1)
-        if self._native and width == LANES and not self.tape.calls:
-            return self._native.many(values, xs, ys, gs)
-        adjoints = np.empty_like(values)
-        for at in range(0, len(xs), width):
-            x = xs[at : at + width].T
-            count = x.shape[1]
-            values[: self.inputs, :count], values[: self.inputs, count:] = x, x[:, -1:]
-            self.run("forward", values)
-            ys[at : at + width] = values[self.tape.outputs, :count].T
-            if gs is not None:
-                adjoints.fill(0.0)
-                np.add.at(adjoints, self.tape.outputs, 1.0)
-                self.run("reverse", values, adjoints)
-                gs[at : at + width] = adjoints[: self.inputs, :count].T
-        return None
-
-
-LARGE = 1 << 25  # bytes that one thread may use for a block
-
 
 def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../../nbs/30_taped.ipynb #c68cb261
-class Function(Many):
-    """A recorded function: values and derivatives at any point, without running it again.
+# %% ../../nbs/30_taped.ipynb #6fcc2aff
+HOT = 1000  # calls
 
-    `engine` is "auto", "c", "numpy" or "python"; "auto" takes C where there is a compiler.
-    """
 
-    def __repr__(self) -> str:
-        tape = self.tape
-        sizes = f"{tape.inputs} inputs, {self.outputs} outputs, {len(tape.codes):,} operations"
-        return f"Function({sizes}, {tape.nbytes:,} bytes, engine {self.engine})"
+class Everyday(Many):
+    "It has what people want most of the time."
 
     def __call__(self, x: Any) -> Any:
         "The outputs at `x`, in the shape in which they were recorded."
@@ -922,6 +932,23 @@ class Function(Many):
             return self.forward(1, np.eye(self.inputs)).T
         return self.reverse(np.eye(self.outputs))
 
+    def straighten(self) -> None:
+        "Compile this tape into code of its own. Raises NativeError, TapeError."
+        if self.straight is None:
+            self.straight = Straight(self.tape, self.values)
+
+# %% ../../nbs/30_taped.ipynb #545da2a5
+class Function(Everyday):
+    """A recorded function: values and derivatives at any point, without running it again.
+
+    `engine` is "auto", "c", "numpy" or "python"; "auto" takes C where there is a compiler.
+    """
+
+    def __repr__(self) -> str:
+        tape = self.tape
+        sizes = f"{tape.inputs} inputs, {self.outputs} outputs, {len(tape.codes):,} operations"
+        return f"Function({sizes}, {tape.nbytes:,} bytes, engine {self.engine})"
+
     def hessian(self, x: Any, weights: Any = None) -> Numbers:
         "All second slopes (n, n) of the outputs times `weights`, which are 1 by default."
         given = np.ones(self.outputs) if weights is None else np.asarray(weights, float).ravel()
@@ -936,11 +963,6 @@ class Function(Many):
         tape = gradient_tape(self.tape, mine)
         return Function(tape, [*self.dynamic, *[1.0] * self.outputs], self.asked)
 
-    def straighten(self) -> None:
-        "Compile this tape into code of its own. Raises NativeError, TapeError."
-        if self.straight is None:
-            self.straight = Straight(self.tape, self.values)
-
     def save(self, path: str | Path) -> None:
         "Write the tape as plain numbers; its calls by name only."
         save_tape(self.tape, path, self.dynamic)
@@ -949,9 +971,6 @@ class Function(Many):
     def load(cls, path: str | Path, calls: Iterable[Atomic] = ()) -> Function:
         "A saved function. Calls are known by name only, so the file brings no code: give them."
         return cls(*load_tape(path, calls))
-
-
-HOT = 1000  # calls
 
 # %% ../../nbs/30_taped.ipynb #23f69f6a
 def record(
