@@ -84,16 +84,26 @@ def ours(repeat: int) -> list[dict[str, Any]]:
     return rows
 
 
-def compare(repeat: int = 21) -> dict[str, Any]:
-    "All engines that are here, by name."
-    found = {"gradbook": ours(repeat)}
+def compare(repeat: int = 21, rounds: int = 3) -> dict[str, Any]:
+    "All engines that are here, in turn, by name: of each time, the best round's median."
+    found: dict[str, Any] = {"gradbook": []}
     with tempfile.TemporaryDirectory() as folder:
+        programs = {}
         for name, flags in (("CppAD", cppad_flags()), ("ADOL-C", adolc_flags())):
             if flags and shutil.which("c++"):
-                run = [str(compiled(flags, folder)), str(repeat)]
+                programs[name] = [str(compiled(flags, folder)), str(repeat)]
+                found[name] = []
+        for _ in range(rounds):
+            found["gradbook"].append(ours(repeat))
+            for name, run in programs.items():
                 done = subprocess.run(run, check=True, capture_output=True, text=True, cwd=folder)
-                found[name] = [json.loads(line) for line in done.stdout.splitlines()]
-    return found
+                found[name].append([json.loads(line) for line in done.stdout.splitlines()])
+    return {name: [best(rows) for rows in zip(*all_, strict=True)] for name, all_ in found.items()}
+
+
+def best(rows: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    "One case over all rounds."
+    return {k: min(row[k] for row in rows) if k.endswith("_s") else v for k, v in rows[0].items()}
 
 
 def main() -> None:
