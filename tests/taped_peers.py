@@ -84,7 +84,7 @@ def ours(repeat: int) -> list[dict[str, Any]]:
     return rows
 
 
-def compare(repeat: int = 21, rounds: int = 3) -> dict[str, Any]:
+def compare(repeat: int = 21, rounds: int = 5) -> dict[str, Any]:
     "All engines that are here, in turn, by name: of each time, the best round's median."
     found: dict[str, Any] = {"gradbook": []}
     with tempfile.TemporaryDirectory() as folder:
