@@ -12,15 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradbook import bench, course, cuda, data, figures, models, nn, optim, scalar
-    from gradbook import settings, tensor, text, train
+    from gradbook import bench, course, cuda, data, figures, models, nn, optim
+    from gradbook import roads, scalar, settings, tensor, text, train
     from gradbook.nn.init import manual_seed
     from gradbook.tensor import *
     from gradbook.tensor import linalg, random
 
 _all_ = [
     "bench", "course", "cuda", "data", "figures", "models", "nn", "optim",
-    "scalar", "settings", "tensor", "text", "train", "linalg", "random", "manual_seed",
+    "roads", "scalar", "settings", "tensor", "text", "train", "linalg", "random", "manual_seed",
     "Tensor", "no_grad", "enable_grad", "gradients", "checkpoint", "custom_vjp",
     "detect_anomaly", "device", "using", "set_default_dtype", "set_default_device",
     "ShapeError", "DtypeError", "DeviceError", "GraphError", "AnomalyError", "grad",
@@ -50,20 +50,20 @@ _all_ = [
 
 # %% auto #0
 __all__ = ['ARRAYS', 'TRANSFORMS', 'TENSORS', 'PACKAGES', 'DEVICES', 'ERRORS', 'nearest', 'lazy', 'bench', 'course', 'cuda',
-           'data', 'figures', 'models', 'nn', 'optim', 'scalar', 'settings', 'tensor', 'text', 'train', 'linalg',
-           'random', 'manual_seed', 'Tensor', 'no_grad', 'enable_grad', 'gradients', 'checkpoint', 'custom_vjp',
-           'detect_anomaly', 'device', 'using', 'set_default_dtype', 'set_default_device', 'ShapeError', 'DtypeError',
-           'DeviceError', 'GraphError', 'AnomalyError', 'grad', 'value_and_grad', 'vjp', 'jvp', 'linearize', 'jacobian',
-           'jacfwd', 'jacrev', 'hessian', 'hvp', 'vmap', 'abs', 'acos', 'acosh', 'add', 'all', 'any', 'arange',
-           'argmax', 'argmin', 'argsort', 'asarray', 'asin', 'asinh', 'astype', 'atan', 'atan2', 'atanh', 'bitwise_and',
-           'bitwise_invert', 'bitwise_left_shift', 'bitwise_or', 'bitwise_right_shift', 'bitwise_xor', 'bool',
-           'broadcast_arrays', 'broadcast_shapes', 'broadcast_to', 'can_cast', 'ceil', 'chunk', 'clip', 'concat',
-           'copysign', 'cos', 'cosh', 'count_nonzero', 'cumulative_prod', 'cumulative_sum', 'diff', 'divide', 'e',
-           'einsum', 'einsum_path', 'empty', 'empty_like', 'equal', 'erf', 'exp', 'expand_dims', 'expm1', 'eye',
-           'finfo', 'flatten', 'flip', 'float16', 'float32', 'float64', 'floor', 'floor_divide', 'from_dlpack', 'full',
-           'full_like', 'gelu', 'greater', 'greater_equal', 'hypot', 'iinfo', 'inf', 'int16', 'int32', 'int64', 'int8',
-           'isdtype', 'isfinite', 'isinf', 'isnan', 'less', 'less_equal', 'linspace', 'log', 'log10', 'log1p', 'log2',
-           'log_sigmoid', 'log_softmax', 'logaddexp', 'logical_and', 'logical_not', 'logical_or', 'logical_xor',
+           'data', 'figures', 'models', 'nn', 'optim', 'roads', 'scalar', 'settings', 'tensor', 'text', 'train',
+           'linalg', 'random', 'manual_seed', 'Tensor', 'no_grad', 'enable_grad', 'gradients', 'checkpoint',
+           'custom_vjp', 'detect_anomaly', 'device', 'using', 'set_default_dtype', 'set_default_device', 'ShapeError',
+           'DtypeError', 'DeviceError', 'GraphError', 'AnomalyError', 'grad', 'value_and_grad', 'vjp', 'jvp',
+           'linearize', 'jacobian', 'jacfwd', 'jacrev', 'hessian', 'hvp', 'vmap', 'abs', 'acos', 'acosh', 'add', 'all',
+           'any', 'arange', 'argmax', 'argmin', 'argsort', 'asarray', 'asin', 'asinh', 'astype', 'atan', 'atan2',
+           'atanh', 'bitwise_and', 'bitwise_invert', 'bitwise_left_shift', 'bitwise_or', 'bitwise_right_shift',
+           'bitwise_xor', 'bool', 'broadcast_arrays', 'broadcast_shapes', 'broadcast_to', 'can_cast', 'ceil', 'chunk',
+           'clip', 'concat', 'copysign', 'cos', 'cosh', 'count_nonzero', 'cumulative_prod', 'cumulative_sum', 'diff',
+           'divide', 'e', 'einsum', 'einsum_path', 'empty', 'empty_like', 'equal', 'erf', 'exp', 'expand_dims', 'expm1',
+           'eye', 'finfo', 'flatten', 'flip', 'float16', 'float32', 'float64', 'floor', 'floor_divide', 'from_dlpack',
+           'full', 'full_like', 'gelu', 'greater', 'greater_equal', 'hypot', 'iinfo', 'inf', 'int16', 'int32', 'int64',
+           'int8', 'isdtype', 'isfinite', 'isinf', 'isnan', 'less', 'less_equal', 'linspace', 'log', 'log10', 'log1p',
+           'log2', 'log_sigmoid', 'log_softmax', 'logaddexp', 'logical_and', 'logical_not', 'logical_or', 'logical_xor',
            'logsumexp', 'matmul', 'matrix_transpose', 'max', 'maximum', 'mean', 'meshgrid', 'min', 'minimum',
            'moveaxis', 'multiply', 'nan', 'negative', 'newaxis', 'nextafter', 'nonzero', 'not_equal', 'ones',
            'ones_like', 'pad', 'permute_dims', 'pi', 'positive', 'pow', 'prod', 'put_along_axis', 'reciprocal', 'relu',
@@ -129,7 +129,10 @@ ARRAYS = """
 """.split()
 TRANSFORMS = "grad value_and_grad vjp jvp linearize jacobian jacfwd jacrev hessian hvp vmap".split()
 TENSORS = "Tensor no_grad enable_grad gradients checkpoint custom_vjp detect_anomaly".split()
-PACKAGES = "bench course cuda data figures models nn optim scalar settings tensor text train".split()
+PACKAGES = """
+    bench course cuda data figures models nn optim roads scalar
+    settings tensor text train
+""".split()
 DEVICES = "device using set_default_dtype set_default_device".split()
 ERRORS = "ShapeError DtypeError DeviceError GraphError AnomalyError".split()
 

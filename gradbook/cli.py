@@ -65,6 +65,7 @@ EXTRAS = {
     "book": ("nbdev", "matplotlib", "jupyterlab"),
     "compare": ("micrograd", "torch", "autograd"),
     "cuda": ("cupy",),
+    "cuda-check": ("nvidia",),
     "train": ("tqdm", "tensorboardX", "safetensors"),
 }
 
@@ -373,7 +374,8 @@ def train(args: argparse.Namespace, settings: Settings) -> Answer:
     "Train a model of the book."
     task = TASKS[pick("model", args.what, list(TASKS))]
     own = [flag for name, flag in OPTIONS.items() if name != "seed" and name in told(args)]
-    own += [f"--{name}" for name in ("preset", "device", "resume", "tensorboard") if getattr(args, name)]
+    names = ("preset", "device", "resume", "tensorboard")
+    own += [f"--{name}" for name in names if getattr(args, name)]
     if own and task is train_digits:
         raise CommandError(f"train {args.what} has no {own[0]}; train mlp has")
     return task(args, settings)

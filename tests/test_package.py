@@ -23,7 +23,7 @@ RANDOM = "bernoulli bits choice fold_in integers key normal permutation split un
 PACKAGES = ["gradbook", "gradbook.course"]
 PACKAGES += [
     f"gradbook.{name}"
-    for name in ("scalar", "tensor", "nn", "data", "optim", "train", "text", "models")
+    for name in ("scalar", "tensor", "nn", "data", "optim", "train", "text", "models", "cuda", "roads")
 ]
 
 
