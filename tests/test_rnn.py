@@ -334,7 +334,7 @@ def test_a_carried_state_makes_one_sequence_of_passages(make: Any) -> None:
         ((0, 2, 3), {}, "GRU: there is no step"),
         ((5, 2, 3), {"lengths": [5, 6]}, "length 6 of sequence 1; there are 5 steps"),
         ((5, 2, 3), {"lengths": [0, 5]}, "length 0 of sequence 0"),
-        ((5, 2, 3), {"lengths": [5]}, r"lengths \(1,\), int64; a whole number for each sequence, 2"),
+        ((5, 2, 3), {"lengths": [5]}, r"\(1,\), int64; a whole number for each sequence, 2"),
         ((5, 2, 3), {"lengths": [5.0, 2.0]}, "float32; a whole number for each sequence, 2"),
         ((5, 2, 3), {"state": np.zeros((1, 3, 4))}, r"state h is \(1, 3, 4\); \(1, 2, 4\) needed"),
         ((5, 3), {"state": np.zeros((1, 1, 4))}, r"\(1, 1, 4\); \(1, 4\) needed"),
