@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import yaml
 
 from tools.against_library import modules_of
 from tools.notebook import KEY, in_parallel, load, page_name, run, source, text_of, write
+from tools.stage import link_names
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
@@ -111,6 +113,14 @@ def test_every_notebook_stands_in_the_contents() -> None:
     assert len(planned) == len(set(planned))
     assert {p.stem for p in NOTEBOOKS} <= set(planned)
     assert planned == sorted(planned)
+
+
+def test_a_name_is_linked_where_it_is_built_but_a_parameter_is_not() -> None:
+    here: Any = SimpleNamespace(id="19", names=[], arguments=[])
+    home: Any = {"share": SimpleNamespace(id="09", href="ops.html")}
+    assert link_names("With `share` we", here, home) == "With [`share`](ops.html#def-share) we"
+    text = "Write `count(share, n)`: `share` is a number."
+    assert link_names(text, here, home) == text
 
 
 def test_the_stage_configuration_is_committed() -> None:

@@ -21,10 +21,8 @@ LINALG = """
 """
 RANDOM = "bernoulli bits choice fold_in integers key normal permutation split uniform"
 PACKAGES = ["gradbook", "gradbook.course"]
-PACKAGES += [
-    f"gradbook.{name}"
-    for name in ("scalar", "tensor", "nn", "data", "optim", "train", "text", "models", "cuda", "roads")
-]
+PARTS = "scalar tensor nn data optim train text models cuda roads"
+PACKAGES += [f"gradbook.{name}" for name in PARTS.split()]
 
 
 def fresh(code: str, *options: str) -> str:

@@ -165,6 +165,44 @@ def test_dropout_is_between_layers_only(name: str) -> None:
     assert {k for k in two.state_dict() if "dropout" not in k} == set(plain.state_dict())
 
 
+def test_weights_of_a_layer_with_dropout_can_be_loaded() -> None:
+    "PyTorch keeps no key; ours is left as it is, everything else is loaded."
+    layer, plain = GRU(3, 4, 2, dropout=0.5, key=0), GRU(3, 4, 2, key=1)
+    with pytest.raises(ValueError, match=r"dropout\.key"):
+        layer.load_state_dict(plain.state_dict())
+    layer.load_state_dict(plain.state_dict(), strict=False)
+    x = np.random.default_rng(0).normal(size=(5, 2, 3))
+    np.testing.assert_array_equal(layer.eval()(x)[0].numpy(), plain(x)[0].numpy())
+
+
+@pytest.mark.parametrize("filling", [np.nan, np.inf])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_filling_reaches_nothing(name: str, filling: float) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 3, 2))
+    found = []
+    for value in (0.0, filling):
+        layer = LAYERS[name](2, 3, 2, bidirectional=True, dtype="float64", key=0)
+        x[2:, 1] = x[1:, 2] = value
+        mine = Tensor(x.copy(), requires_grad=True)
+        y, _ = layer(mine, lengths=[4, 2, 1])
+        (y * y).sum().backward()
+        found.append([y, mine.grad, *(p.grad for p in layer.parameters())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_batch_may_be_empty(name: str) -> None:
+    layer, x = LAYERS[name](3, 4, bidirectional=True, key=0), np.zeros((5, 0, 3))
+    for lengths in (None, np.zeros(0, int)):
+        y, state = layer(x, lengths=lengths)
+        assert y.shape == (5, 0, 8) and several(state)[0].shape == (2, 0, 4)
+        y.sum().backward()
+    assert not layer.weight_hh_l0.grad.numpy().any()
+    assert GRUCell(3, 4)(np.zeros((0, 3))).shape == (0, 4)
+
+
 # ---- derivatives
 
 
@@ -208,7 +246,7 @@ def test_transforms_go_through(name: str) -> None:
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
 def test_the_fast_way_and_its_meaning_agree(kind: str, reverse: bool) -> None:
     rng, way = np.random.default_rng(0), rnn.BACKWARDS[kind]
-    shapes = [(5, 3, 4 * way.shares), (4 * way.shares, 4), (4 * way.shares,)]
+    shapes = [(5, 3, 4 * way.blocks), (4 * way.blocks, 4), (4 * way.blocks,)]
     arrays = [rng.normal(size=s) for s in shapes + [(3, 4)] * way.states]
     how = {"kind": kind, "counts": (3, 3, 2, 1, 0), "reverse": reverse}
     found = []
@@ -251,6 +289,12 @@ def test_passages_that_do_not_fit(length: int, rows: int) -> None:
         next(passages(np.arange(50), length, rows))
 
 
+def test_passages_of_something_else() -> None:
+    assert next(passages([1, 2, 3, 4, 5], 2, 2))[0].tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(SequenceError, match=r"ids \(3,\), float64; a row of integers is needed"):
+        next(passages([0.5, 1.5, 2.5], 1, 1))
+
+
 @pytest.mark.parametrize("make", LAYERS.values())
 def test_a_carried_state_makes_one_sequence_of_passages(make: Any) -> None:
     "Forward it is the same; the gradient is that of the last passage, and whole if there is one."
@@ -287,12 +331,11 @@ def test_a_carried_state_makes_one_sequence_of_passages(make: Any) -> None:
         ((5, 2, 4), {}, r"GRU: input \(5, 2, 4\); \(T, B, F\) or \(T, F\) needed, with F = 3"),
         ((3,), {}, r"input \(3,\)"),
         ((1, 5, 2, 3), {}, r"input \(1, 5, 2, 3\)"),
-        ((0, 2, 3), {}, r"input \(0, 2, 3\): there is no step"),
-        ((5, 0, 3), {}, "no sequence"),
+        ((0, 2, 3), {}, "GRU: there is no step"),
         ((5, 2, 3), {"lengths": [5, 6]}, "length 6 of sequence 1; there are 5 steps"),
         ((5, 2, 3), {"lengths": [0, 5]}, "length 0 of sequence 0"),
-        ((5, 2, 3), {"lengths": [5]}, r"lengths \(1,\), int64; 2 whole numbers needed"),
-        ((5, 2, 3), {"lengths": [5.0, 2.0]}, "lengths .* 2 whole numbers needed"),
+        ((5, 2, 3), {"lengths": [5]}, r"\(1,\), int64; a whole number for each sequence, 2"),
+        ((5, 2, 3), {"lengths": [5.0, 2.0]}, "float32; a whole number for each sequence, 2"),
         ((5, 2, 3), {"state": np.zeros((1, 3, 4))}, r"state h is \(1, 3, 4\); \(1, 2, 4\) needed"),
         ((5, 3), {"state": np.zeros((1, 1, 4))}, r"\(1, 1, 4\); \(1, 4\) needed"),
     ],
@@ -304,7 +347,7 @@ def test_a_layer_says_what_does_not_fit(x: Any, options: dict[str, Any], words: 
 
 def test_an_lstm_needs_a_pair() -> None:
     layer, x = LSTM(3, 4, key=0), np.zeros((5, 2, 3))
-    with pytest.raises(SequenceError, match=r"a pair of tensors, \(h, c\), each \(1, 2, 4\)"):
+    with pytest.raises(SequenceError, match=r"a pair, \(h, c\), each \(1, 2, 4\); not ndarray"):
         layer(x, np.zeros((1, 2, 4)))
     with pytest.raises(SequenceError, match=r"the state c is \(1, 4\)"):
         layer(x, (np.zeros((1, 2, 4)), np.zeros((1, 4))))
@@ -388,6 +431,25 @@ def test_invented_names_are_a_function_of_the_key() -> None:
     assert max(map(len, invent(model, 50, key=1, longest=3))) <= 3
     assert len(set(invent(model, 20, key=1, temperature=1e-7))) == 1
     assert model.training
+
+
+def test_a_temperature_of_zero_is_the_likeliest() -> None:
+    model = CharRNN(len(LETTERS), 16, key=0)
+    first = invent(model, 2, temperature=0, key=1)
+    assert first == invent(model, 2, temperature=1e-7, key=2) and invent(model, 0) == []
+    with pytest.raises(ValueError, match="temperature -1, a model of 27 characters; 0 or more"):
+        invent(model, 2, temperature=-1)
+    with pytest.raises(ValueError, match="a model of 65 characters; 0 or more, and 27"):
+        invent(CharRNN(65, 3), 2)
+
+
+@pytest.mark.parametrize("names", [["zoé"], ["Amy"], []])
+def test_names_that_can_not_be(names: list[str]) -> None:
+    words = {"zoé": "'é' at 2 of 'zoé'; there are", "Amy": "'A' at 0 of 'Amy'"}
+    with pytest.raises(ValueError, match=words[names[0]] if names else "there is no name"):
+        name_set(names)
+    with pytest.raises(ValueError, match="no profile 'fast'; there are: quick, full"):
+        recommended_names("fast")
 
 
 def test_a_quick_training_beats_counting_pairs(tmp_path: Path) -> None:

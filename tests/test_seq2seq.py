@@ -66,6 +66,21 @@ def test_dates_as_ids() -> None:
     np.testing.assert_array_equal(begun[:, 1:], answer[:, :-1])
 
 
+def test_dates_that_can_not_be() -> None:
+    capital, small = (date_set([(text, "2019-05-03")]) for text in ("3 May 2019", "3 may 2019"))
+    np.testing.assert_array_equal(capital.arrays[0], small.arrays[0])
+    with pytest.raises(ValueError, match="'é' at 3 of '3 fév 2019'"):
+        date_set([("3 fév 2019", "2019-02-03")])
+    with pytest.raises(ValueError, match="there is no date"):
+        date_set([])
+    with pytest.raises(ValueError, match="50,000 dates; there are 36,525"):
+        draw_dates(random.key(0), 50_000)
+    with pytest.raises(ValueError, match="Translator: hidden is 15; an even number"):
+        Translator(42, 11, 15)
+    with pytest.raises(ValueError, match="no profile 'fast'; there are: quick, full"):
+        recommended_dates("fast")
+
+
 @pytest.mark.parametrize("looks", [True, False], ids=["attention", "one vector"])
 def test_writing_alone_is_what_scores_say(looks: bool) -> None:
     "Fed with what it wrote, the model scores that as the likeliest; in a batch or alone."
@@ -86,10 +101,10 @@ def test_nobody_looks_at_the_filling() -> None:
     ids, lengths, begun, _ = date_set(draw_dates(random.key(0), 6)).arrays
     places, state = model.encode(ids, lengths)
     states, _ = model.decoder(model.table(begun), state)
-    shares = model.weights(states, places, lengths).numpy()
-    np.testing.assert_allclose(shares.sum(axis=-1), 1, atol=1e-5)
+    looks = model.weights(states, places, lengths).numpy()
+    np.testing.assert_allclose(looks.sum(axis=-1), 1, atol=1e-5)
     for k, n in enumerate(lengths):
-        assert not shares[k, :, n:].any()
+        assert not looks[k, :, n:].any()
     loss = (model(ids, lengths, begun) ** 2).sum()
     loss.backward()
     assert all(np.isfinite(p.grad.numpy()).all() for p in model.parameters())
@@ -114,6 +129,8 @@ def test_a_run_without_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"settings": {}}', encoding="utf-8")
     with pytest.raises(CheckpointError, match="has no checkpoint"):
         load_dates(tmp_path)
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        load_dates(tmp_path / "nowhere")
     assert translator_for(DatesSettings(attention=False)).ask is None
 
 

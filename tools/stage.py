@@ -194,8 +194,13 @@ def resolve(text: str, page: str, labels: dict[str, Label], cites: bibliography.
 
 
 def link_names(text: str, here: Page, home: dict[str, Page]) -> str:
-    "Link the first mention in a cell of a name that an earlier chapter built."
-    seen, own = set(), {*here.names, *here.arguments}
+    """Link the first mention in a cell of a name that an earlier chapter built.
+
+    What stands between the brackets of `f(a, b)` in the same cell is a parameter's name.
+    """
+    signatures = re.findall(r"`\w+\(([\w, ]+)\)`", text)
+    seen = set(re.findall(r"\w+", " ".join(signatures)))
+    own = {*here.names, *here.arguments}
 
     def link(m: re.Match[str]) -> str:
         page = home.get(m[1])

@@ -21,7 +21,7 @@ class Count(Exercise):
     id, stars, minutes = "19.1", 1, 10
     function = "count"
     hints = (
-        "One direction of a layer: shares · hidden rows, each with weights for input and state.",
+        "One direction of a layer: blocks · hidden rows, each with weights for input and state.",
         "Each row has two biases, too.",
         "What does the second layer read, if the first one goes both ways?",
     )
@@ -31,36 +31,36 @@ class Count(Exercise):
         yield 4, 10, 8, 2, False
         yield 3, 4, 6, 3, True
 
-    def solution(shares, inputs, hidden, layers, both_ways):
+    def solution(blocks, inputs, hidden, layers, both_ways):
         ways, total = 1 + both_ways, 0
         for _ in range(layers):
-            total += ways * shares * hidden * (inputs + hidden + 2)
+            total += ways * blocks * hidden * (inputs + hidden + 2)
             inputs = ways * hidden
         return total
 
-    def wrong_one_bias(shares, inputs, hidden, layers, both_ways):
+    def wrong_one_bias(blocks, inputs, hidden, layers, both_ways):
         "There are two biases, one beside each matrix."
         ways, total = 1 + both_ways, 0
         for _ in range(layers):
-            total += ways * shares * hidden * (inputs + hidden + 1)
+            total += ways * blocks * hidden * (inputs + hidden + 1)
             inputs = ways * hidden
         return total
 
-    def wrong_same_inputs(shares, inputs, hidden, layers, both_ways):
+    def wrong_same_inputs(blocks, inputs, hidden, layers, both_ways):
         "Higher layers don't read the input, but what the layer below makes."
-        return layers * Count.solution(shares, inputs, hidden, 1, both_ways)
+        return layers * Count.solution(blocks, inputs, hidden, 1, both_ways)
 
-    def wrong_narrow(shares, inputs, hidden, layers, both_ways):
+    def wrong_narrow(blocks, inputs, hidden, layers, both_ways):
         "A layer that goes both ways makes 2 · hidden numbers for the next one to read."
         ways, total = 1 + both_ways, 0
         for _ in range(layers):
-            total += ways * shares * hidden * (inputs + hidden + 2)
+            total += ways * blocks * hidden * (inputs + hidden + 2)
             inputs = hidden
         return total
 
-    def wrong_one_way(shares, inputs, hidden, layers, both_ways):
+    def wrong_one_way(blocks, inputs, hidden, layers, both_ways):
         "Each direction has weights of its own."
-        return Count.solution(shares, inputs, hidden, layers, False)
+        return Count.solution(blocks, inputs, hidden, layers, False)
 
 # %% ../../nbs/19_rnn.ipynb #0d20ef3d
 class Last(Exercise):
@@ -217,10 +217,10 @@ class Beam(Exercise):
         return [int(i) for i in answer(chain(seed, size), length, width)]
 
     def cases():
-        yield 0, 3, 4, 1
-        yield 1, 4, 6, 3
-        yield 5, 3, 5, 100
-        yield 7, 4, 8, 2
+        yield 3, 4, 6, 1
+        yield 3, 4, 6, 2
+        yield 3, 4, 6, 3
+        yield 8, 3, 5, 100
 
     def solution(next_scores, length, width):
         kept = [(0.0, ())]
@@ -267,12 +267,12 @@ questions = Quiz(
         because="four gates of 20 rows each, and the state has 20 numbers",
         wrong={
             "(20, 20)": "so it is in a plain RNN",
-            "(60, 20)": "a GRU has three shares",
+            "(60, 20)": "a GRU has three blocks",
             "(80, 10)": "that is `weight_ih_l0`, for the input",
         },
     ),
     Question(
-        "Forget gates are at 0.5. What is left of the gradient along the cell after 200 steps?",
+        "Forget gates are at 0.5. Along the cell alone, what gradient is left after 200 steps?",
         right=f"{0.5**200:.0e}",
         because="each step multiplies it with f",
         wrong={
@@ -282,7 +282,7 @@ questions = Quiz(
         },
     ),
     Question(
-        "Why does a wide `GRU(..., bidirectional=True)` not serve for inventing names?",
+        "Why can a `GRU(..., bidirectional=True)` not invent names?",
         right="it has read what it should guess",
         because="the backward direction begins at the end of the name",
         wrong={

@@ -32,10 +32,10 @@ from ..train.log import RunLog, read_log, write_json
 from ..train.loop import Task, Trainer, evaluating
 
 # %% auto #0
-__all__ = ['LETTERS', 'NAMES_PROFILES', 'CharRNN', 'name_set', 'invent', 'SequenceSettings', 'recommended_names',
-           'train_sequences', 'bits_of', 'train_names']
+__all__ = ['LETTERS', 'NAMES_PROFILES', 'CharRNN', 'ids_of', 'name_set', 'invent', 'SequenceSettings', 'recommended_names',
+           'profile_of', 'train_sequences', 'bits_of', 'train_names']
 
-# %% ../../nbs/19_rnn.ipynb #d0879e77
+# %% ../../nbs/19_rnn.ipynb #2f371afd
 class CharRNN(Module):
     """Guesses the next character: ids (N, T) -> scores (N, characters, T).
 
@@ -46,11 +46,9 @@ class CharRNN(Module):
         self, characters: int, hidden: int = 128, kind: type[Recurrent] = GRU, layers: int = 1,
         dropout: float = 0.0, *, key: Key | int | None = None,
     ) -> None:  # fmt: skip
-        keys = random.split(as_key(key), 3)
-        self.table = Embedding(characters, hidden // 4, key=keys[0])
-        self.core = kind(
-            hidden // 4, hidden, layers, batch_first=True, dropout=dropout, key=keys[1]
-        )
+        keys, width = random.split(as_key(key), 3), max(1, hidden // 4)
+        self.table = Embedding(characters, width, key=keys[0])
+        self.core = kind(width, hidden, layers, batch_first=True, dropout=dropout, key=keys[1])
         self.out = Linear(hidden, characters, key=keys[2])
 
     def forward(self, ids: Any, lengths: Any = None) -> Tensor:
@@ -66,13 +64,26 @@ class CharRNN(Module):
 LETTERS = ".abcdefghijklmnopqrstuvwxyz"  # a name begins and ends with the dot
 
 
+def ids_of(text: str, known: str) -> list[int]:
+    "Where the characters of a text stand in `known`; raises ValueError for one that doesn't."
+    for place, letter in enumerate(text):
+        if letter not in known:
+            raise ValueError(f"{letter!r} at {place} of {text!r}; there are: {known}")
+    return [known.index(letter) for letter in text]
+
+
 def name_set(words: Sequence[str]) -> ArrayDataset:
-    "Ids (n, T), how many of them count, and the ids that follow; -100 where none does."
+    """Ids (n, T), how many of them count, and the ids that follow; -100 where none does.
+
+    Raises ValueError for other characters than small letters, and if there is no name.
+    """
+    if not len(words):
+        raise ValueError("name_set: there is no name")
     lengths = np.array([len(word) + 1 for word in words])
     x = np.zeros((len(words), lengths.max()), dtype=np.int64)
     y = np.full(x.shape, -100)
     for row, word in enumerate(words):
-        ids = [LETTERS.index(letter) for letter in word]
+        ids = ids_of(word, LETTERS)
         x[row, 1 : len(word) + 1] = y[row, : len(word)] = ids
         y[row, len(word)] = 0
     return ArrayDataset(x, lengths, y)
@@ -82,21 +93,30 @@ def invent(
     model: CharRNN, n: int, *, temperature: float = 1.0, longest: int = 20,
     key: Key | int | None = None,
 ) -> list[str]:  # fmt: skip
-    "Draw names, letter by letter; those that are not ended after `longest` letters end there."
+    """Draw names, letter by letter; those that are not ended after `longest` letters end there.
+
+    At temperature 0 always the likeliest letter. Raises ValueError.
+    """
+    if not temperature >= 0 or model.out.weight.shape[0] != len(LETTERS):
+        what = f"temperature {temperature}, a model of {model.out.weight.shape[0]} characters"
+        raise ValueError(f"invent: {what}; 0 or more, and {len(LETTERS)}, are needed")
     keys = random.split(as_key(key), longest)
     ids, state = np.zeros((n, 1), dtype=np.int64), None
     drawn = []
     with evaluating(model):
         for k in keys:
             scores, state = model.run(ids, state)
-            p = softmax(scores[:, 0] / temperature, axis=-1).numpy().cumsum(axis=1)
-            u = random.uniform(k, (n, 1), dtype=p.dtype) * p[:, -1:]
-            ids = (p <= u).sum(axis=1, keepdims=True).clip(0, p.shape[1] - 1)
+            if temperature:
+                p = softmax(scores[:, 0] / temperature, axis=-1).numpy().cumsum(axis=1)
+                u = random.uniform(k, (n, 1), dtype=p.dtype) * p[:, -1:]
+                ids = (p <= u).sum(axis=1, keepdims=True).clip(0, p.shape[1] - 1)
+            else:
+                ids = scores.numpy().argmax(axis=-1)
             drawn.append(ids[:, 0])
     rows = ("".join(LETTERS[i] for i in row) for row in np.array(drawn).T)
     return [row.partition(LETTERS[0])[0] for row in rows]
 
-# %% ../../nbs/19_rnn.ipynb #9bc093d6
+# %% ../../nbs/19_rnn.ipynb #1aa2e856
 @dataclass(frozen=True)
 class SequenceSettings:
     "What one may choose for a run on sequences."
@@ -118,10 +138,17 @@ NAMES_PROFILES: dict[str, dict[str, Any]] = {
 
 
 def recommended_names(profile: str = "quick", **given: Any) -> SequenceSettings:
-    "The settings of a profile, with some that are given."
-    return SequenceSettings(**{**NAMES_PROFILES[profile], **given})
+    "The settings of a profile, with some that are given. Raises ValueError."
+    return SequenceSettings(**{**profile_of(NAMES_PROFILES, profile), **given})
 
 
+def profile_of(profiles: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    "The settings of one of several profiles; raises ValueError."
+    if name not in profiles:
+        raise ValueError(f"there is no profile {name!r}; there are: {', '.join(profiles)}")
+    return profiles[name]
+
+# %% ../../nbs/19_rnn.ipynb #5ae831a0
 def train_sequences(
     name: str, model: Module, settings: SequenceSettings, train: ArrayDataset, val: ArrayDataset,
     folder: str | Path, *, resume: bool = False, callbacks: Sequence[Callback] = (),
@@ -153,7 +180,7 @@ def train_sequences(
         "train_loss": history[-1]["loss"], "val_loss": history[-1]["val_loss"],
     }  # fmt: skip
 
-
+# %% ../../nbs/19_rnn.ipynb #72dffd2c
 def bits_of(model: CharRNN, part: ArrayDataset) -> float:
     "What a letter of these names costs, the dot at the end included."
     found = Task(model, cross_entropy).evaluate(DataLoader(part, 500))
@@ -179,10 +206,11 @@ def train_names(
     )  # fmt: skip
     invented = invent(model, 1000, key=keys[1])
     known = {word for some in words.values() for word in some}
+    new = [word for word in invented if word and word not in known]
     record |= {
         "bits": bits_of(model, parts["test"]),
-        "new": sum(word not in known for word in invented) / len(invented),
-        "names": [word for word in invented if word not in known][:40],
+        "new": len(new) / len(invented),
+        "names": new[:40],
     }
     write_json(Path(folder) / "run.json", record)
     return record

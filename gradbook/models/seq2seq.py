@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..data.datasets import ArrayDataset
-from .names import SequenceSettings, train_sequences
+from .names import SequenceSettings, ids_of, profile_of, train_sequences
 from ..nn.embedding import Embedding
 from ..nn.init import as_key
 from ..nn.linear import Linear
@@ -62,8 +62,10 @@ def written(day: date) -> list[str]:
 
 
 def draw_dates(key: Key, n: int) -> list[tuple[str, str]]:
-    "Pairs of a date as somebody wrote it and in digits; no date comes twice."
+    "Pairs of a date as somebody wrote it and in digits; none comes twice. Raises ValueError."
     days = (LAST - FIRST).days + 1
+    if not 0 <= n <= days:
+        raise ValueError(f"draw_dates: {n:,} dates; there are {days:,}")
     chosen = random.permutation(key, days)[:n]
     styles = random.integers(random.fold_in(key, 1), (n,), 0, len(written(FIRST)))
     dates = (FIRST + timedelta(days=int(k)) for k in chosen)
@@ -75,12 +77,18 @@ DIGITS = "-0123456789"
 
 
 def date_set(pairs: Sequence[tuple[str, str]]) -> ArrayDataset:
-    "Ids of what was written (n, T), how many count, the answer without its end, the answer."
+    """Ids of what was written (n, T), how many count, the answer without its end, the answer.
+
+    Capitals are read as small letters. Raises ValueError for characters that nobody writes in a
+    date, and if there is no pair.
+    """
+    if not len(pairs):
+        raise ValueError("date_set: there is no date")
     lengths = np.array([len(text) for text, _ in pairs])
     x = np.zeros((len(pairs), lengths.max()), dtype=np.int64)
     for row, (text, _) in enumerate(pairs):
-        x[row, : len(text)] = [SYMBOLS.index(c) for c in text]
-    y = np.array([[DIGITS.index(c) for c in answer] for _, answer in pairs])
+        x[row, : len(text)] = ids_of(text.lower(), SYMBOLS)
+    y = np.array([ids_of(answer, DIGITS) for _, answer in pairs])
     begun = np.concatenate([np.full((len(y), 1), len(DIGITS)), y[:, :-1]], axis=1)
     return ArrayDataset(x, lengths, begun, y)
 
@@ -89,13 +97,16 @@ class Translator(Module):
     """One sequence to another: an encoder, a decoder, and attention, or none, between them.
 
     `key`: a Key or a seed; by default the next key of `nn.init`. Sutskever and others (2014);
-    attention by dot products, Luong and others (2015).
+    attention by dot products, Luong and others (2015). Raises ValueError if `hidden` is odd: each
+    direction of the encoder has half.
     """
 
     def __init__(
         self, symbols: int, answers: int, hidden: int = 64, attention: bool = True, *,
         key: Key | int | None = None,
     ) -> None:  # fmt: skip
+        if hidden < 2 or hidden % 2:
+            raise ValueError(f"Translator: hidden is {hidden}; an even number above 0 is needed")
         keys = iter(random.split(as_key(key), 7))
         self.start = answers  # the id before the first one of an answer
         self.read = Embedding(symbols, hidden, key=next(keys))
@@ -148,7 +159,7 @@ class Translator(Module):
                 answer.append(last)
         return np.concatenate(answer, axis=1)
 
-# %% ../../nbs/19_rnn.ipynb #bf8fea62
+# %% ../../nbs/19_rnn.ipynb #0ba23498
 @dataclass(frozen=True)
 class DatesSettings(SequenceSettings):
     "What one may choose for a run on dates."
@@ -166,8 +177,8 @@ HELD_BACK = 1000  # dates to validate with, and as many to test
 
 
 def recommended_dates(profile: str = "quick", **given: Any) -> DatesSettings:
-    "The settings of a profile, with some that are given."
-    return DatesSettings(**{**DATES_PROFILES[profile], **given})
+    "The settings of a profile, with some that are given. Raises ValueError."
+    return DatesSettings(**{**profile_of(DATES_PROFILES, profile), **given})
 
 
 def translator_for(settings: DatesSettings) -> Translator:
@@ -181,7 +192,7 @@ def exact(model: Translator, part: ArrayDataset) -> float:
     ids, lengths, _, answers = part.arrays
     return float((model.translate(ids, lengths, answers.shape[1]) == answers).all(axis=1).mean())
 
-
+# %% ../../nbs/19_rnn.ipynb #4723b448
 def train_dates(
     settings: DatesSettings, folder: str | Path, *, resume: bool = False,
     callbacks: Sequence[Callback] = (), about: Mapping[str, Any] | None = None,
@@ -205,10 +216,10 @@ def train_dates(
 
 def load_dates(folder: str | Path) -> Translator:
     "The network of a run that `train_dates` has kept. Raises CheckpointError, StateError."
-    settings = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["settings"]
-    found = newest(Path(folder) / "checkpoints")
-    if found is None:
-        raise CheckpointError(f"{folder} has no checkpoint")
+    about, found = Path(folder) / "run.json", newest(Path(folder) / "checkpoints")
+    if found is None or not about.exists():
+        raise CheckpointError(f"{folder} has no checkpoint, or no run.json")
+    settings = json.loads(about.read_text(encoding="utf-8"))["settings"]
     model = translator_for(DatesSettings(**settings))
     model.load_state_dict(found[1]["trainer"]["model"])
     return model
