@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -190,3 +191,17 @@ def test_a_clock_gets_a_second_chance_alone(
     path.write_text(json.dumps({"cells": [cell(f"{once}assert n == 5")], **form}))
     with pytest.raises(RuntimeError, match="cell c failed"):
         in_parallel(run, [path], 2, False)  # no clock, no second chance
+
+
+def test_a_chapter_that_needs_a_program_is_not_run_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = {"cell_type": "code", "id": "c", "metadata": {}, "outputs": [], "execution_count": None}
+    form = {"metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    path = tmp_path / "far.ipynb"
+    for program, works in (("no-such-program", True), (sys.executable, False)):
+        lines = [f"#| needs: {program}\n", "1 / 0"]
+        path.write_text(json.dumps({"cells": [cell | {"source": lines}], **form}))
+        with nullcontext() if works else pytest.raises(RuntimeError, match="cell c failed"):
+            assert run(path, False) == ""
+    assert "there is no no-such-program here; its outputs stand" in capsys.readouterr().out

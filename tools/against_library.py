@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tools.notebook import in_parallel, load, page_name, source
+from tools.notebook import in_parallel, lacking, load, page_name, source
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPORT = re.compile(r"^#\|\s*exports?(?:[ \t]+([\w.]+))?\s*$", re.M)
@@ -69,6 +69,9 @@ def program(chapter: Path) -> str:
 
 def run(chapter: Path) -> str:
     "Run one chapter this way; an error's text, or nothing."
+    if missing := lacking(load(chapter)):
+        print(f"{chapter.name}: not run, there is no {missing} here", flush=True)
+        return ""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -8,7 +8,8 @@
 A cell that begins with `#| timing` prints what a clock said, which no second run repeats, and one
 with `#| rounding` the last digits of sums that another processor adds up in another order. `run`
 keeps the stored output of both once they have one (`--timings` measures again) and `check` runs
-them without comparing.
+them without comparing. A chapter with a cell that begins with `#| needs: g++` is only run where
+that program is; elsewhere its stored outputs stand.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import sys
 import time
 from collections import Counter
@@ -30,6 +32,7 @@ from typing import Any, NamedTuple
 
 Cell = dict[str, Any]
 VOLATILE = re.compile(r"^#\|\s*(?:timing|rounding)\b", re.M)
+NEEDS = re.compile(r"^#\|\s*needs:\s*(\S+)", re.M)
 KEY = re.compile(r"course\.ch\d\d[a-z]?")  # the modules with the keys of exercises
 
 
@@ -124,6 +127,12 @@ def text_of(notebook: dict[str, Any]) -> str:
     return re.sub(r"\A# ---\n.*?# ---\n+", "", body, flags=re.S)
 
 
+def lacking(notebook: dict[str, Any]) -> str:
+    "The first program that a chapter needs and that isn't here, or nothing."
+    code = [source(c) for c in notebook["cells"] if c["cell_type"] == "code"]
+    return next((p for s in code for p in NEEDS.findall(s) if not shutil.which(p)), "")
+
+
 def clean(output: dict[str, Any]) -> dict[str, Any]:
     "One output as it is stored: no counts, no volatile metadata, text as a list of lines."
     out = dict(output)
@@ -174,6 +183,9 @@ def execute(notebook: dict[str, Any], path: Path) -> list[list[dict[str, Any]]]:
 def run(path: Path, store: bool, timings: bool = False) -> str:
     "Execute a chapter; store its outputs, or return where they differ (empty if nowhere)."
     notebook, same, start = load(path), True, time.perf_counter()
+    if program := lacking(notebook):
+        print(f"{path.name}: not run, there is no {program} here; its outputs stand", flush=True)
+        return ""
     changes: list[str] = []
     code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     for cell, outputs in zip(code, execute(notebook, path), strict=True):
