@@ -19,6 +19,7 @@ SHARED = ROOT.parent / "shared" / "data"
 if SHARED.is_dir():
     os.environ.setdefault("GRADBOOK_DATA", str(SHARED))
 os.environ.setdefault("GRADBOOK_DOWNLOAD", "off")  # tests reach no other machine
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # several tests run at the same time
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

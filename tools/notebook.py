@@ -222,6 +222,8 @@ def in_parallel(work: Callable[..., str], files: list[Path], jobs: int, *args: A
     A chapter whose clock said something else than its text gets a second chance, alone.
     """
     files = sorted(files, key=lambda f: -f.stat().st_size)
+    if jobs > 1:  # threads of several libraries on the same cores wait for each other
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     context = multiprocessing.get_context("spawn")
     results, again = [], []
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
