@@ -49,7 +49,7 @@ class BasicBlock(Module):
     """Two convolutions of 3 x 3, and what came in is added: (N, C, H, W) -> (N, channels, H', W').
 
     With a stride, or other channels, a convolution of 1 x 1 fits what came in to the sum. The
-    block begins as that shortcut alone: the last norm scales by 0. After He, Zhang, Ren and Sun, 2016.
+    block begins as that shortcut alone: the last norm scales by 0. After He et al., 2016.
     """
 
     def __init__(
