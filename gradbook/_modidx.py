@@ -2675,6 +2675,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'gradbook.models.vision.enlarged': ('vision.html#enlarged', 'gradbook/models/vision.py'),
                                         'gradbook.models.vision.grad_cam': ('vision.html#grad_cam', 'gradbook/models/vision.py'),
                                         'gradbook.models.vision.out_of_fold': ('vision.html#out_of_fold', 'gradbook/models/vision.py'),
+                                        'gradbook.models.vision.prepared': ('vision.html#prepared', 'gradbook/models/vision.py'),
                                         'gradbook.models.vision.probabilities': ('vision.html#probabilities', 'gradbook/models/vision.py'),
                                         'gradbook.models.vision.recommended': ('vision.html#recommended', 'gradbook/models/vision.py'),
                                         'gradbook.models.vision.resnet': ('vision.html#resnet', 'gradbook/models/vision.py'),

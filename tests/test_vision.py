@@ -72,11 +72,11 @@ def as_in_torch(torch: Any, model: ResNet, window: int) -> Any:
             self.conv2 = nn.Conv2d(o, o, 3, padding=1, bias=False)
             fit = nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o)
             same = stride == (1, 1) and i == o
-            self.way = nn.Identity() if same else nn.Sequential(*fit)
+            self.shortcut = nn.Identity() if same else nn.Sequential(*fit)
 
         def forward(self, x: Any) -> Any:
             y = self.norm1(self.conv1(x)).relu()
-            return (self.norm2(self.conv2(y)) + self.way(x)).relu()
+            return (self.norm2(self.conv2(y)) + self.shortcut(x)).relu()
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -147,7 +147,7 @@ def test_the_network_and_its_heat_maps_are_pytorchs() -> None:
 # ----------------------------------------------------------------------- networks
 
 
-def test_a_block_begins_as_the_way_around() -> None:
+def test_a_block_begins_as_its_shortcut() -> None:
     x = np.abs(numbers(3, 4, 5, 5))
     assert (BasicBlock(4, 4, key=0)(x).numpy() == x).all()
     deep, shallow = resnet(20, 4, channels=1, key=0), resnet(8, 4, channels=1, key=0)
@@ -166,9 +166,9 @@ def test_a_block_begins_as_the_way_around() -> None:
 @pytest.mark.parametrize("depth", [8, 14, 20])
 def test_depth_is_the_number_of_layers_that_learn(depth: int) -> None:
     model = resnet(depth, 4, key=0)
-    ways = [b.way for b in model.blocks]
+    shortcuts = [b.shortcut for b in model.blocks]
     kernels = [p for _, p in model.named_parameters() if p.ndim > 1]
-    assert len(kernels) == depth + sum(len(list(w.parameters())) > 0 for w in ways)
+    assert len(kernels) == depth + sum(len(list(w.parameters())) > 0 for w in shortcuts)
 
 
 def test_the_same_seed_is_the_same_network_and_any_size_will_do() -> None:
@@ -185,15 +185,34 @@ def test_the_same_seed_is_the_same_network_and_any_size_will_do() -> None:
     ("call", "message"),
     [
         (lambda: resnet(8, 4)(numbers(2, 32, 32)), r"\(2, 32, 32\) has 3 axes.*x\[None\]"),
-        (lambda: resnet(8, 4)(numbers(2, 1, 28, 28)), r"has 1 channels; \(N, 3, H, W\) needed"),
+        (lambda: resnet(8, 4)(numbers(2, 1, 28, 28)), r"has 1 channel; \(N, 3, H, W\) needed$"),
         (lambda: resnet(8, 4)(numbers(2, 28, 28, 3)), r"28 channels.*moveaxis\(x, -1, 1\)"),
         (lambda: resnet(8, 4)(numbers(2, 3, 1, 28)), "images of 1 x 28; 2 at least"),
+        (lambda: resnet(8, 4)(numbers(32, 32, 3)), r"channels last: moveaxis\(x, -1, 0\)\[None\]"),
+        (lambda: resnet(8, 4)(numbers(2, 32, 32)), r"batch of one image$"),
+        (lambda: resnet(8, 4, 1)(numbers(2, 28, 28)), r"x\[:, None\] adds the axis of channels"),
+        (lambda: resnet(8.0), "depth is 8.0; a whole number"),  # type: ignore[arg-type]
+        (lambda: ResNet(()), "stages is 0"),
+        (lambda: ResNet((8, 16), blocks=0), "blocks is 0"),
+        (lambda: ResNet((8, 16), pool=0), "pool is 0"),
+        (lambda: recommended("huge"), "no profile 'huge'; there are: quick, full"),
+        (lambda: saliency(resnet(8, 4), np.zeros((2, 3, 8, 8), "uint8")), "saliency: .* of bytes"),
+        (
+            lambda: probabilities(resnet(8, 4), np.zeros((2, 3, 8, 8), "uint8")),
+            "probabilities: images of bytes",
+        ),
+        (
+            lambda: probabilities(resnet(8, 4), numbers(2, 3, 8, 8), batch_size=0),
+            "batch_size is 0",
+        ),
+        (lambda: saliency(resnet(8, 4), np.full((2, 3, 8, 8), np.nan)), "with nan or inf"),
+        (lambda: enlarged(np.ones((4, 4)), (8, 8)), r"maps \(4, 4\); \(N, h, w\) needed"),
         (lambda: resnet(18), "depth 18; 6n.*14, 20 are near"),
         (lambda: resnet(2), "8 are near"),
         (lambda: recommended(data="cifar100"), "'cifar100'; there are: fashion_mnist, cifar10"),
         (lambda: train_resnet(VisionSettings(data="digits"), "x"), "no recipe for images 'digits'"),
         (lambda: saliency(resnet(8, 4), numbers(3, 32, 32)), r"\(3, 32, 32\).*batch of one"),
-        (lambda: saliency(resnet(8, 4), numbers(2, 3, 8, 8), 10), "no class 10; the model has 10"),
+        (lambda: saliency(resnet(8, 4), numbers(2, 3, 8, 8), 10), "no class 10; .* 0 to 9"),
         (lambda: saliency(resnet(8, 4), numbers(2, 3, 8, 8), -1), "no class -1"),
         (lambda: saliency(resnet(8, 4), numbers(2, 3, 8, 8), [1]), r"classes int64 \(1,\) for 2"),
         (lambda: saliency(resnet(8, 4), numbers(2, 3, 8, 8), 0.5), "classes float64"),
@@ -204,6 +223,12 @@ def test_the_same_seed_is_the_same_network_and_any_size_will_do() -> None:
         (lambda: suspects(np.ones((3, 2)), [0, 1]), r"\(3, 2\) and int64 labels \(2,\)"),
         (lambda: suspects(np.ones((2, 2)), [0, 2]), "labels 0 to 2; 2 classes"),
         (lambda: suspects(np.ones((2, 2)), [0.0, 1.0]), "float64 labels"),
+        (lambda: suspects([[0.5, 0.5], [np.nan, np.nan]], [1, 0]), "row 1 has nan"),
+        (lambda: suspects([[9.0, -3.0]], [1]), "row 0 has 9.0"),
+        (
+            lambda: out_of_fold(lambda part: None, ArrayDataset(np.ones(3))),  # type: ignore[arg-type, return-value]
+            "fit gave None, no Module",
+        ),
         (lambda: out_of_fold(lambda part: LeNet5(), ArrayDataset(np.ones(3)), 4), "4 folds of 3"),
         (lambda: out_of_fold(lambda part: LeNet5(), ArrayDataset(np.ones(3)), 1), "1 folds of 3"),
     ],
@@ -289,7 +314,7 @@ def test_augmentation_keeps_shape_dtype_and_pixels(
 ) -> None:
     chosen = VisionSettings(crop=crop, cutout=cutout, flip=flip)
     x = np.random.default_rng(0).integers(1, 256, (6, 12, 10, 3)).astype("uint8")
-    change = Compose(*augmentation(chosen, (12, 10)))
+    change = Compose(*augmentation(chosen))
     out = change(x, random.key(seed))
     assert out.shape == x.shape and out.dtype == x.dtype
     assert (out == change(x, random.key(seed))).all()
@@ -359,7 +384,18 @@ def test_nobody_judges_what_he_has_seen() -> None:
     data = ArrayDataset(np.arange(20.0)[:, None], np.zeros(20, int))
     for folds in (2, 3, 20):
         assert (out_of_fold(Sees, data, folds) == 0.5).all()
-    assert (probabilities(Sees(data), data.arrays[0], size=7)[:, 0] > 0.99).all()
+    assert (probabilities(Sees(data), data.arrays[0], batch_size=7)[:, 0] > 0.99).all()
+
+
+def test_networks_of_two_folds_must_know_the_same_classes() -> None:
+    counts = iter((2, 3))
+    data = ArrayDataset(numbers(6, 1, 8, 8), np.zeros(6, int))
+    with pytest.raises(ValueError, match="unlike numbers of classes"):
+        out_of_fold(lambda part: resnet(8, 2, channels=1, classes=next(counts)), data)
+
+
+def test_no_images_have_no_probabilities() -> None:
+    assert probabilities(resnet(8, 2), numbers(0, 3, 8, 8)).shape == (0, 10)
 
 
 # ------------------------------------------------------------------------ recipes

@@ -59,7 +59,7 @@ class Weights(Exercise):
         return 9 * inputs * channels + 9 * channels**2 + 4 * channels
 
     def wrong_stride_forgotten(inputs, channels, stride):
-        "With a stride, the way around needs a convolution even if the channels are the same."
+        "With a stride, the shortcut needs a convolution even if the channels are the same."
         return Weights.solution(inputs, channels, 1)
 
 # %% ../../nbs/18_vision.ipynb #1b2eda82
@@ -114,12 +114,12 @@ class Mixed(Exercise):
     hints = (
         "`np.eye(classes)[y]` has a row with a single 1 for each label.",
         "`x[order]` are the others.",
-        "`share * a + (1 - share) * a[order]`, for the images and for the rows.",
+        "`lam * a + (1 - lam) * a[order]`, for the images and for the rows.",
     )
 
-    def run(answer, labels, share, order, classes):
+    def run(answer, labels, lam, order, classes):
         x = made_up((len(labels), 1, 2, 2))
-        images, rows = answer(x, np.array(labels), share, np.array(order), classes)
+        images, rows = answer(x, np.array(labels), lam, np.array(order), classes)
         return [np.asarray(images).tolist(), np.asarray(rows).tolist()]
 
     def cases():
@@ -127,27 +127,27 @@ class Mixed(Exercise):
         yield [2, 0, 1], 0.5, [0, 2, 1], 3
         yield [1, 3, 2, 0], 0.9, [1, 2, 3, 0], 4
 
-    def solution(x, y, share, order, classes):
+    def solution(x, y, lam, order, classes):
         rows = np.eye(classes)[y]
-        return share * x + (1 - share) * x[order], share * rows + (1 - share) * rows[order]
+        return lam * x + (1 - lam) * x[order], lam * rows + (1 - lam) * rows[order]
 
-    def wrong_labels_kept(x, y, share, order, classes):
+    def wrong_labels_kept(x, y, lam, order, classes):
         "The labels have to say what is in the image: mix them as well."
-        return share * x + (1 - share) * x[order], np.eye(classes)[y]
+        return lam * x + (1 - lam) * x[order], np.eye(classes)[y]
 
-    def wrong_shares_exchanged(x, y, share, order, classes):
-        "`share` belongs to the image itself, the rest to the other one."
-        return Mixed.solution(x, y, 1 - share, order, classes)
+    def wrong_shares_exchanged(x, y, lam, order, classes):
+        "`lam` belongs to the image itself, the rest to the other one."
+        return Mixed.solution(x, y, 1 - lam, order, classes)
 
-    def wrong_own_label_twice(x, y, share, order, classes):
+    def wrong_own_label_twice(x, y, lam, order, classes):
         "You mix the numbers of the labels: halfway between class 0 and class 2 is not class 1."
-        numbers = share * y + (1 - share) * y[order]
-        return Mixed.solution(x, y, share, order, classes)[0], np.eye(classes)[numbers.astype(int)]
+        numbers = lam * y + (1 - lam) * y[order]
+        return Mixed.solution(x, y, lam, order, classes)[0], np.eye(classes)[numbers.astype(int)]
 
-    def wrong_inverse_order(x, y, share, order, classes):
+    def wrong_inverse_order(x, y, lam, order, classes):
         "Image i is mixed with image order[i]; you put image i where order[i] is."
         back = np.argsort(order)
-        return Mixed.solution(x, y, share, back, classes)
+        return Mixed.solution(x, y, lam, back, classes)
 
 # %% ../../nbs/18_vision.ipynb #3ff1f588
 class Covered(Exercise):
@@ -174,11 +174,11 @@ class Covered(Exercise):
         yield (2, 3, 6), 3
 
     def solution(score, image, size):
-        out = np.zeros((image.shape[1] // size, image.shape[2] // size))
+        whole, out = score(image), np.zeros((image.shape[1] // size, image.shape[2] // size))
         for i, j in np.ndindex(*out.shape):
             part = image.copy()
             part[:, i * size : (i + 1) * size, j * size : (j + 1) * size] = 0
-            out[i, j] = score(image) - score(part)
+            out[i, j] = whole - score(part)
         return out
 
     def wrong_sign(score, image, size):
@@ -283,9 +283,9 @@ questions = Quiz(
         right="the input",
         because="the last norm scales by 0, so f(x) is 0, and relu(x + 0) = x",
         wrong={
-            "zeros": "that would be so without the way around",
+            "zeros": "that would be so without the shortcut",
             "random numbers": "f begins random, but it is scaled by 0",
-            "twice the input": "only the way around carries something at first",
+            "twice the input": "only the shortcut carries something at first",
         },
     ),
     Question(
@@ -294,7 +294,7 @@ questions = Quiz(
         because="two times 9 × 16 × 16, and two numbers for each channel of both norms",
         wrong={
             "4,608": "the norms have weights, too",
-            "4,960": "the way around is the identity here; it has no convolution",
+            "4,960": "the shortcut is the identity here; it has no convolution",
             "288": "each kernel sees all 16 channels",
         },
     ),
@@ -305,7 +305,7 @@ questions = Quiz(
         wrong={
             "an error: the linear layer does not fit": "it sees one number for each map",
             "the image is cut to 32 × 32": "nothing cuts; the maps are larger",
-            "it has to be trained again": "the weights fit, though sizes of things may not",
+            "it has to be trained again": "the weights fit; it may be right less often",
         },
     ),
     Question(
@@ -325,7 +325,7 @@ questions = Quiz(
         wrong={
             "it is faster": "it takes as many networks as there are folds",
             "the probabilities add up to 1 only then": "they always do",
-            "the labels would be used twice": "that is no problem by itself",
+            "one that has seen it is always less sure": "it is more sure, and too much so",
         },
     ),
 )

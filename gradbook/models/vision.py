@@ -17,8 +17,8 @@ from gradbook.data.transforms import (
     ChannelsFirst,
     Cutout,
     Normalise,
-    RandomCrop,
     RandomFlip,
+    RandomShift,
     Transform,
     sampled,
 )
@@ -41,15 +41,15 @@ from ..train.recipes import ImageSettings, image_data, train_images
 
 # %% auto #0
 __all__ = ['PROFILES', 'OF_DATA', 'EPOCHS', 'BasicBlock', 'check_images', 'ResNet', 'resnet', 'VisionSettings', 'recommended',
-           'check_data', 'augmentation', 'train_resnet', 'total_score', 'watched', 'saliency', 'grad_cam', 'enlarged',
-           'probabilities', 'out_of_fold', 'Suspect', 'suspects']
+           'check_data', 'augmentation', 'train_resnet', 'total_score', 'prepared', 'watched', 'saliency', 'grad_cam',
+           'enlarged', 'probabilities', 'out_of_fold', 'Suspect', 'suspects']
 
 # %% ../../nbs/18_vision.ipynb #8b0f8adc
 class BasicBlock(Module):
     """Two convolutions of 3 x 3, and what came in is added: (N, C, H, W) -> (N, channels, H', W').
 
     With a stride, or other channels, a convolution of 1 x 1 fits what came in to the sum. The
-    block begins as that way alone: the last norm scales by 0. After He, Zhang, Ren and Sun, 2016.
+    block begins as that shortcut alone: the last norm scales by 0. After He et al., 2016.
     """
 
     def __init__(
@@ -61,31 +61,36 @@ class BasicBlock(Module):
         self.conv2 = Conv2d(channels, channels, 3, padding=1, bias=False, key=keys[1])
         self.norm2 = BatchNorm2d(channels)
         zeros_(cast(Tensor, self.norm2.weight))
-        self.way: Module = Identity()
+        self.shortcut: Module = Identity()
         if stride != 1 or inputs != channels:
-            fit = Conv2d(inputs, channels, 1, stride, bias=False, key=keys[2])
-            self.way = Sequential(fit, BatchNorm2d(channels))
+            project = Conv2d(inputs, channels, 1, stride, bias=False, key=keys[2])
+            self.shortcut = Sequential(project, BatchNorm2d(channels))
 
     def forward(self, x: Any) -> Tensor:
         "(N, inputs, H, W) -> (N, channels, H', W')"
         y = relu(self.norm1(self.conv1(x)))
-        return cast(Tensor, relu(self.norm2(self.conv2(y)) + self.way(x)))
+        return cast(Tensor, relu(self.norm2(self.conv2(y)) + self.shortcut(x)))
 
-# %% ../../nbs/18_vision.ipynb #01787fa8
+# %% ../../nbs/18_vision.ipynb #38c5746c
 def check_images(who: str, x: Tensor, channels: int, least: int) -> None:
     "Raise ShapeError unless these are images with the right channels, and large enough."
     need = f"(N, {channels}, H, W) needed"
     if x.ndim != 4:
-        hint = "x[None] makes a batch of one image, x[:, None] adds the axis of channels"
+        hint = "x[None] makes a batch of one image"
+        if x.ndim == 3 and channels == 1:
+            hint += ", x[:, None] adds the axis of channels"
+        elif x.ndim == 3 and x.shape[2] == channels != x.shape[0]:
+            hint = "for one image with its channels last: moveaxis(x, -1, 0)[None]"
         raise ShapeError(f"{who}: input {x.shape} has {x.ndim} axes; {need}; {hint}")
     if x.shape[1] != channels:
         last = x.shape[3] == channels
         hint = "; the channels are the last axis here: moveaxis(x, -1, 1)" if last else ""
-        raise ShapeError(f"{who}: input {x.shape} has {x.shape[1]} channels; {need}{hint}")
+        have = f"{x.shape[1]} channel" + "s" * (x.shape[1] != 1)
+        raise ShapeError(f"{who}: input {x.shape} has {have}; {need}{hint}")
     if min(x.shape[2:]) < least:
         raise ShapeError(f"{who}: images of {x.shape[2]} x {x.shape[3]}; {least} at least")
 
-# %% ../../nbs/18_vision.ipynb #05672c68
+# %% ../../nbs/18_vision.ipynb #30584ce8
 class ResNet(Module):
     """A first layer, stages of residual blocks, the mean of each map, a linear layer.
 
@@ -98,7 +103,9 @@ class ResNet(Module):
         self, widths: Sequence[int], blocks: int = 1, channels: int = 3, classes: int = 10,
         window: int = 5, pool: int = 2, *, key: Key | int | None = None,
     ) -> None:  # fmt: skip
-        self.channels, self.pool = whole("ResNet: channels", channels), pool
+        for name, number in (("blocks", blocks), ("window", window), ("stages", len(widths))):
+            whole(f"ResNet: {name}", number)
+        self.channels, self.pool = whole("ResNet: channels", channels), whole("ResNet: pool", pool)
         first, *keys, last = random.split(as_key(key), len(widths) * blocks + 2)
         width = widths[0]
         self.conv = Conv2d(channels, width, window, padding=window // 2, bias=False, key=first)
@@ -131,17 +138,19 @@ def resnet(
 ) -> ResNet:  # fmt: skip
     """A ResNet with `depth` layers that learn, in three stages of `width`, 2 and 4 times as many.
 
+    By custom the convolutions of the shortcuts are not counted.
+
     Raises ValueError unless depth is 8, 14, 20, ...: a first layer, three stages of two layers a
     block, a last layer.
     """
-    blocks, rest = divmod(depth - 2, 6)
+    blocks, rest = divmod(whole("resnet: depth", depth) - 2, 6)
     if rest or blocks < 1:
         near = ", ".join(str(6 * n + 2) for n in sorted({max(1, blocks), max(1, blocks + 1)}))
         raise ValueError(f"resnet: depth {depth}; 6n + 2 needed: {near} are near")
     widths = (width, 2 * width, 4 * width)
     return ResNet(widths, blocks, channels, classes, window, pool, key=key)
 
-# %% ../../nbs/18_vision.ipynb #16442e15
+# %% ../../nbs/18_vision.ipynb #c1644190
 @dataclass(frozen=True)
 class VisionSettings(ImageSettings):
     "What one may choose for a run."
@@ -156,7 +165,7 @@ class VisionSettings(ImageSettings):
     flip: bool = False
     cutout: int = 0  # the side of the square that is covered
 
-
+# %% ../../nbs/18_vision.ipynb #920b22f0
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {"width": 16, "batch_size": 32},
     "full": {"part": False, "held_back": 1 / 30},
@@ -174,6 +183,8 @@ def recommended(
 ) -> VisionSettings:
     "The settings of a profile for a set of images, with some that are given. Raises ValueError."
     check_data(data)
+    if profile not in PROFILES:
+        raise ValueError(f"no profile {profile!r}; there are: {', '.join(PROFILES)}")
     long = {"epochs": EPOCHS[data]} if profile == "full" else {}
     return VisionSettings(**{**OF_DATA[data], **PROFILES[profile], **long, **given, "data": data})
 
@@ -183,19 +194,19 @@ def check_data(data: str) -> None:
     if data not in OF_DATA:
         raise ValueError(f"no recipe for images {data!r}; there are: {', '.join(OF_DATA)}")
 
-# %% ../../nbs/18_vision.ipynb #68834f37
-def augmentation(settings: VisionSettings, size: tuple[int, int]) -> list[Transform]:
-    "What happens to training images of this size, in bytes."
+# %% ../../nbs/18_vision.ipynb #93cfe47a
+def augmentation(settings: VisionSettings) -> list[Transform]:
+    "What happens to training images, in bytes."
     found: list[Transform] = []
     if settings.flip:
         found.append(RandomFlip())
     if settings.crop:
-        found.append(RandomCrop(size, settings.crop))
+        found.append(RandomShift(settings.crop))
     if settings.cutout:
         found.append(Cutout(settings.cutout))
     return found
 
-
+# %% ../../nbs/18_vision.ipynb #4783631d
 def train_resnet(
     settings: VisionSettings, folder: str | Path, *, resume: bool = False,
     callbacks: Sequence[Callback] = (), about: Mapping[str, Any] | None = None,
@@ -215,7 +226,7 @@ def train_resnet(
         f"ResNet-{settings.depth}",
         lambda: resnet(settings.depth, settings.width, channels, classes),
         settings, data, folder, prepare=[Normalise.of(images), ChannelsFirst()],
-        augment=augmentation(settings, images.shape[1:3]),
+        augment=augmentation(settings),
         loss=CrossEntropyLoss(label_smoothing=settings.smoothing),
         resume=resume, callbacks=callbacks, about={**(about or {}), "images": sizes},
     )  # fmt: skip
@@ -229,18 +240,27 @@ def total_score(who: str, scores: Tensor, classes: Any) -> Tensor:
         raise ValueError(f"{who}: classes {own.dtype} {own.shape} for {n} images")
     if own.size and not 0 <= own.min() <= own.max() < count:
         bad = own.max() if own.max() >= count else own.min()
-        raise ValueError(f"{who}: there is no class {bad}; the model has {count}, from 0")
+        raise ValueError(f"{who}: there is no class {bad}; the model has 0 to {count - 1}")
     wanted = np.arange(count) == own.reshape(-1, 1)  # (N or 1, classes)
     chosen = Tensor(wanted.astype(scores.dtype), device=scores.device)
     return cast(Tensor, (scores * chosen).sum())
 
 
+def prepared(who: str, images: Any) -> Any:
+    "The images. Raises ValueError for bytes: a model that learnt from others answers all the same."
+    if getattr(images, "dtype", None) == np.uint8:
+        raise ValueError(f"{who}: images of bytes; apply the transform that the model learnt with")
+    return images
+
+
 def watched(who: str, images: Any) -> Tensor:
-    "A copy of the images that requires a gradient. Raises ShapeError."
-    x = floated(images)
+    "A copy of the images that requires a gradient. Raises ShapeError, ValueError."
+    x = floated(prepared(who, images))
     if x.ndim != 4:
         hint = "; images[None] is a batch of one" if x.ndim == 3 else ""
         raise ShapeError(f"{who}: images {x.shape}; (N, C, H, W) needed{hint}")
+    if not np.isfinite(to_numpy(x.data)).all():
+        raise ValueError(f"{who}: images with nan or inf")
     return Tensor(x.detach(), requires_grad=True)
 
 # %% ../../nbs/18_vision.ipynb #c033c7ea
@@ -286,7 +306,9 @@ def grad_cam(
 
 # %% ../../nbs/18_vision.ipynb #0ad15ec1
 def enlarged(maps: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
-    "Maps (N, h, w) at another size, mixed from the places around each pixel."
+    "Maps (N, h, w) at another size, bilinear. Raises ShapeError."
+    if maps.ndim != 3:
+        raise ShapeError(f"enlarged: maps {maps.shape}; (N, h, w) needed")
     pairs = zip(maps.shape[1:], size)
     rows, columns = (
         np.clip((np.arange(to) + 0.5) * have / to - 0.5, 0, have - 1) for have, to in pairs
@@ -295,13 +317,14 @@ def enlarged(maps: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[An
     return sampled(maps, *(np.broadcast_to(g, (len(maps), *size)) for g in grid))
 
 # %% ../../nbs/18_vision.ipynb #7addf362
-def probabilities(model: Module, images: Any, size: int = 500) -> np.ndarray[Any, Any]:
-    "What the model thinks of each image: (N, ...) -> (N, classes)."
-    parts = (images[k : k + size] for k in range(0, len(images), size))
+def probabilities(model: Module, images: Any, batch_size: int = 500) -> np.ndarray[Any, Any]:
+    "What the model thinks of each image: (N, ...) -> (N, classes). Raises ValueError."
+    n, images = whole("probabilities: batch_size", batch_size), prepared("probabilities", images)
+    parts = (images[k : k + n] for k in range(0, max(len(images), 1), n))
     with evaluating(model):
         return np.concatenate([softmax(model(Tensor(x)), axis=1).numpy() for x in parts])
 
-# %% ../../nbs/18_vision.ipynb #6b35a07d
+# %% ../../nbs/18_vision.ipynb #cccf7efa
 def out_of_fold(
     fit: Callable[[ArrayDataset], Module], data: ArrayDataset, folds: int = 2, seed: int = 0
 ) -> np.ndarray[Any, Any]:
@@ -311,12 +334,16 @@ def out_of_fold(
     """
     n = len(data)
     if not 2 <= folds <= n:
-        raise ValueError(f"out_of_fold: {folds} folds of {n} examples; 2 to {n} needed")
+        raise ValueError(f"out_of_fold: {folds} folds of {n} examples; 2 or more folds, none empty")
     fold = to_numpy(random.permutation(random.key(seed), n)) % folds
     found: list[tuple[Any, Any]] = []
     for k in range(folds):
         model = fit(ArrayDataset(*data[fold != k], classes=data.classes))
+        if not isinstance(model, Module):
+            raise ValueError(f"out_of_fold: fit gave {model!r}, no Module; does it return?")
         found.append((fold == k, probabilities(model, data.arrays[0][fold == k])))
+    if len({p.shape[1] for _, p in found}) > 1:
+        raise ValueError("out_of_fold: the models have unlike numbers of classes")
     out = np.empty((n, found[0][1].shape[1]), found[0][1].dtype)
     for mine, p in found:
         out[mine] = p
@@ -343,6 +370,9 @@ def suspects(probabilities: Any, labels: Any) -> list[Suspect]:
         raise ValueError(f"suspects: probabilities {p.shape} and {y.dtype} labels {y.shape}")
     if y.size and not 0 <= y.min() <= y.max() < p.shape[1]:
         raise ValueError(f"suspects: labels {y.min()} to {y.max()}; {p.shape[1]} classes, from 0")
+    if (bad := ~((p >= 0) & (p <= 1 + 1e-5))).any():  # up to rounding
+        k = int(bad.any(axis=1).argmax())
+        raise ValueError(f"suspects: probabilities needed; row {k} has {p[k][bad[k]][0]}")
     guess, rows = p.argmax(axis=1), np.arange(len(p))
     own = p[rows, y]
     order = np.argsort(own, kind="stable")
