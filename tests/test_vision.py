@@ -217,6 +217,10 @@ def test_the_same_seed_is_the_same_network_and_any_size_will_do() -> None:
         (lambda: saliency(resnet(8, 4), numbers(2, 3, 8, 8), [1]), r"classes int64 \(1,\) for 2"),
         (lambda: saliency(resnet(8, 4), numbers(2, 3, 8, 8), 0.5), "classes float64"),
         (
+            lambda: grad_cam(resnet(8, 4), "blocks", numbers(2, 3, 8, 8)),  # type: ignore[arg-type]
+            "layer 'blocks'; a part of the model is needed",
+        ),
+        (
             lambda: grad_cam(resnet(8, 4), BatchNorm2d(4), numbers(2, 3, 8, 8)),
             "this BatchNorm2d was called 0 times",
         ),

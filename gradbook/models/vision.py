@@ -286,6 +286,8 @@ def grad_cam(
     `layer`: a part of the model that is called once. `classes` as in `saliency`. After Selvaraju
     et al., 2017. Raises ShapeError, ValueError.
     """
+    if not isinstance(layer, Module):
+        raise ValueError(f"grad_cam: layer {layer!r}; a part of the model is needed, a Module")
     x, passed = watched("grad_cam", images), list[Any]()
     remove = layer.register_forward_hook(lambda module, inputs, out: passed.append(out))
     try:
