@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .sim import KERNEL, Report, SimModule
+from .sim import Report, SimModule, kernels_in
 from ..tensor.backend import Array, namespace
 
 # %% auto #0
@@ -45,7 +45,7 @@ class Source:
 
     def __init__(self, code: str, **defaults: Any) -> None:
         self.code, self.defaults = PRELUDE + code, defaults
-        self.names = tuple(KERNEL.findall(code))
+        self.names = tuple(kernels_in(code))
         self.simulated = cache(self._simulated)
         self.on_card = cache(self._on_card)
 
