@@ -318,6 +318,20 @@ def test_matmul_has_no_races(rung: str) -> None:
 
 
 @needs_compiler
+def test_a_forgotten_wait_for_a_copy_is_seen() -> None:
+    source = kernels.TENSOR_MATMUL
+    text = source.code.removeprefix(kernels.PRELUDE)
+    hasty = kernels.Source(text.replace("copy_wait<STAGES - 2>();", ""), **source.defaults)
+    a, b, c = to_bf16(some(64, 64)), to_bf16(some(64, 64, seed=1)), np.zeros((64, 64), "uint16")
+    how: dict[str, Any] = {"shared": 3 * 2 * (128 * 40 + 32 * 136), "EVEN": 1}
+    with simulating(check=True), pytest.raises(SimError, match="nobody has written"):
+        hasty("matmul_tensor", (1, 1), 256, a, b, c, 64, 64, 64, **how)
+    with simulating(check=False):
+        hasty("matmul_tensor", (1, 1), 256, a, b, c, 64, 64, 64, **how)
+    assert np.isnan(from_bf16(c)).all()
+
+
+@needs_compiler
 def test_simple_kernels() -> None:
     for n in (*ODD, 4096):
         x, y = some(n), some(n, seed=1)

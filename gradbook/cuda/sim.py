@@ -79,6 +79,7 @@ template <class T> static T sim_down(int line, unsigned m, T v, int k, int w = 3
 template <class T> static T sim_up(int line, unsigned m, T v, int k, int w = 32) {
     return sim_from(line, m, v, sim_lane() - k, w);
 }
+extern "C" void sim_copy(void* to, const void* from, int size), sim_commit(), sim_wait(int left);
 static void sim_syncwarp(int line, unsigned m = 0xffffffffu) { sim_vote(line, m, 1); }
 #define __syncthreads() sim_barrier(__LINE__)
 #define __syncwarp(...) sim_syncwarp(__LINE__, ##__VA_ARGS__)
@@ -481,6 +482,32 @@ static void touch(void* p, int size, bool write, bool atomic, void* from) {
     uint64_t unit = (uint64_t)offset + ((uint64_t)(found->number + 1) << 44);
     if (profiling) record(unit, size, kind, from);
 }
+struct Copy { char* to; int size, group; char bytes[16]; };
+static std::vector<Copy> copies[MOST];  // of each thread, under way
+static int groups[MOST];
+extern "C" void sim_copy(void* to, const void* from, int size) {  // up to 16 bytes, to shared memory
+    Copy c{(char*)to, size, groups[number()], {}};
+    memcpy(c.bytes, from, size);
+    if (checking) {
+        touch(to, size, true, false, __builtin_return_address(0));
+        int64_t at = (c.to - shared.start) / shared.grain;
+        if (at < 0 || at >= (int64_t)shared.cells.size()) fail("a copy to no shared memory");
+        for (int k = 0; k < size / shared.grain; k++) shared.cells[at + k].wrote = Stamp();
+    }
+    memset(to, 0xff, size);  // until somebody waits for it, nothing is there
+    copies[number()].push_back(c);
+}
+extern "C" void sim_commit() { groups[number()]++; }
+extern "C" void sim_wait(int left) {
+    std::vector<Copy>& mine = copies[number()];
+    size_t k = 0;
+    for (; k < mine.size() && mine[k].group < groups[number()] - left; k++) {
+        const Copy& c = mine[k];
+        if (checking) follow(shared, c.to - shared.start, c.size, true, false);
+        memcpy(c.to, c.bytes, c.size);
+    }
+    mine.erase(mine.begin(), mine.begin() + k);
+}
 extern "C" void sim_atomic(const void* p, int size) {
     if (checking) touch((void*)p, size, true, true, __builtin_return_address(0));
 }
@@ -562,6 +589,7 @@ extern "C" __attribute__((visibility("default"))) int sim_run(
         launch.block = {b % x, b / x % y, b / x / y};
         launch.number = b;
         block_turn++;
+        for (int k = 0; k < launch.count; k++) copies[k].clear();
         memset(shared.start, 0xff, shared.bytes);  // NaN, as a float of any size
         if (!(fine = run_block(order))) break;
         if (profiling) settle();
