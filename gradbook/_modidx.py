@@ -2212,6 +2212,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'gradbook.cuda.sim.checked_array': ('cuda.html#checked_array', 'gradbook/cuda/sim.py'),
                                    'gradbook.cuda.sim.compiled': ('cuda.html#compiled', 'gradbook/cuda/sim.py'),
                                    'gradbook.cuda.sim.compiler': ('cuda.html#compiler', 'gradbook/cuda/sim.py'),
+                                   'gradbook.cuda.sim.kernels_in': ('cuda.html#kernels_in', 'gradbook/cuda/sim.py'),
                                    'gradbook.cuda.sim.packed': ('cuda.html#packed', 'gradbook/cuda/sim.py'),
                                    'gradbook.cuda.sim.private_folder': ('cuda.html#private_folder', 'gradbook/cuda/sim.py'),
                                    'gradbook.cuda.sim.run_compiler': ('cuda.html#run_compiler', 'gradbook/cuda/sim.py'),

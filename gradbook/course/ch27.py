@@ -570,13 +570,13 @@ questions = Quiz(
         },
     ),
     Question(
-        "What does going from the tiled to the blocked product save?",
-        right="loads from shared memory",
-        because="a number in a register is used four times",
+        "Tiled: two loads from shared memory for each multiply-add; blocked: half a load. Why?",
+        right="a number in a register is used four times",
+        because="four numbers of each side make sixteen products: 8 loads for 16",
         wrong={
-            "multiply-adds": "there are as many as before",
-            "barriers": "there are two per tile in both",
-            "global memory": "somewhat, but what limits the tiled one is shared memory",
+            "it does fewer multiply-adds": "there are as many as before",
+            "its tiles are larger": "that saves loads from global memory",
+            "it loads four numbers at once": "that is the next rung, the vectorised",
         },
     ),
     Question(

@@ -104,7 +104,7 @@ class Owner(Exercise):
     id, stars, minutes = "27b.2", 1, 15
     function = "owner"
     hints = (
-        "Which rows does lane 5 hold, and which columns? Lane 5 is `5 // 4`, `5 % 4`.",
+        "Which rows does lane 5 hold, and which columns? Lane 5: rows 1 and 9, columns 2, 3.",
         "The row says `row % 8` of the lane and `row // 8` of the register.",
     )
 
@@ -180,11 +180,11 @@ questions = Quiz(
         },
     ),
     Question(
-        "What does the backward pass of our dropout read to know its mask?",
+        "What does `fused.dropout(g, p, key)`, the derivative, read to know its mask?",
         right="two words of the key",
         because="the mask follows from key and place, and is made again",
         wrong={
-            "the mask": "there is none in memory",
+            "the mask": "it is given none: only g, p and the key",
             "where the output is 0": "an input of 0 gives that, too",
             "the state of a generator": "a counter-based one has none",
         },

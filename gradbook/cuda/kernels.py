@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .sim import KERNEL, Report, SimModule
+from .sim import Report, SimModule, kernels_in
 from ..tensor.backend import Array, namespace
 
 # %% auto #0
@@ -45,7 +45,7 @@ class Source:
 
     def __init__(self, code: str, **defaults: Any) -> None:
         self.code, self.defaults = PRELUDE + code, defaults
-        self.names = tuple(KERNEL.findall(code))
+        self.names = tuple(kernels_in(code))
         self.simulated = cache(self._simulated)
         self.on_card = cache(self._on_card)
 
@@ -453,18 +453,26 @@ __device__ __forceinline__ void copy_async(bf16* to, const bf16* from, int valid
 #if EVEN && defined(__CUDA_ARCH__)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(place(to)), "l"(from), "r"(valid > 0 ? 16 : 0) : "memory");
-#else
+#elif defined(__CUDA_ARCH__)
     for (int i = 0; i < 8; i++) to[i] = i < valid ? from[i] : (bf16)0;
+#else
+    bf16 eight[8];
+    for (int i = 0; i < 8; i++) eight[i] = i < valid ? from[i] : (bf16)0;
+    sim_copy(to, eight, 16);
 #endif
 }
 __device__ __forceinline__ void copy_commit() {  // what was begun since the last time is a group
 #ifdef __CUDA_ARCH__
     asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+    sim_commit();
 #endif
 }
 template <int N> __device__ __forceinline__ void copy_wait() {  // until N groups are under way
 #ifdef __CUDA_ARCH__
     asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+#else
+    sim_wait(N);
 #endif
 }
 """

@@ -84,7 +84,7 @@ def memory_cases(xp: Any, torch: Any, rows: int = 65536, n: int = 1024) -> Itera
 
 
 def loss_cases(xp: Any, torch: Any, rows: int = 16384, n: int = 50304) -> Iterator[Case]:
-    "Cross-entropy of GPT-2's vocabulary, in bf16 and in place."
+    "Cross-entropy of GPT-2's vocabulary, in bf16, in place: from the second run on, of its result."
     values = np.random.default_rng(0).normal(size=(rows, n)).astype(np.float32)
     logits = to_bf16(xp.asarray(values))
     targets = xp.asarray(np.random.default_rng(1).integers(0, n, rows))

@@ -26,9 +26,10 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['WORDS', 'MEETINGS', 'NUMBERS', 'FIBERS', 'SCHEDULE', 'MEMORY', 'START', 'TAIL', 'FLAGS', 'BOUNDED', 'KERNEL',
-           'DYNAMIC', 'ORDERS', 'COUNTS', 'ONE_AT_A_TIME', 'SimError', 'NoCompiler', 'compiler', 'available',
-           'cache_folder', 'private_folder', 'run_compiler', 'version', 'built', 'simulated', 'compiled', 'How',
-           'Given', 'packed', 'checked_array', 'Report', 'SimModule', 'Function', 'three', 'said_by', 'told']
+           'DYNAMIC', 'ORDERS', 'COMMENT', 'COUNTS', 'ONE_AT_A_TIME', 'MOST', 'SimError', 'NoCompiler', 'compiler',
+           'available', 'cache_folder', 'private_folder', 'run_compiler', 'version', 'built', 'kernels_in', 'simulated',
+           'compiled', 'How', 'Given', 'packed', 'checked_array', 'Report', 'SimModule', 'Function', 'three', 'said_by',
+           'told']
 
 # %% ../../nbs/27_cuda.ipynb #29010c4a
 WORDS = r"""
@@ -78,6 +79,7 @@ template <class T> static T sim_down(int line, unsigned m, T v, int k, int w = 3
 template <class T> static T sim_up(int line, unsigned m, T v, int k, int w = 32) {
     return sim_from(line, m, v, sim_lane() - k, w);
 }
+extern "C" void sim_copy(void* to, const void* from, int size), sim_commit(), sim_wait(int left);
 static void sim_syncwarp(int line, unsigned m = 0xffffffffu) { sim_vote(line, m, 1); }
 #define __syncthreads() sim_barrier(__LINE__)
 #define __syncwarp(...) sim_syncwarp(__LINE__, ##__VA_ARGS__)
@@ -177,6 +179,7 @@ static Thread threads[MOST];
 static Thread* now;
 static Launch launch;
 static jmp_buf scheduler;
+static int64_t budget;
 static char* stacks;
 
 extern "C" uint3 sim_thread() { return now->index; }
@@ -196,6 +199,7 @@ static void fail(const char* text, ...) {
 static void leave(State state, int line) {
     now->state = state;
     now->line = line;
+    if (state != DONE && --budget < 0) fail("line %d: met too often; does a loop ever end?", line);
     if (!_setjmp(now->here)) _longjmp(scheduler, 1);
 }
 static void live() {
@@ -259,8 +263,19 @@ static const char* place(const Thread& t) {
     if (t.state != DONE) snprintf(out + n, 60 - n, " %d", t.line);
     return out;
 }
-static std::vector<int> warp_turn(MOST / 32);
+static int warp_clock[MOST / 32], met[MOST][32];  // up to when a lane knows of another one
+static void note_meeting(int warp, unsigned mask) {
+    int known[32] = {0}, time = ++warp_clock[warp];
+    for (int k = 0; k < 32; k++)
+        for (int j = 0; j < 32; j++)
+            if (mask >> k & 1) known[j] = std::max(known[j], met[32 * warp + k][j]);
+    for (int k = 0; k < 32; k++)
+        if (mask >> k & 1) known[k] = time;
+    for (int k = 0; k < 32; k++)
+        if (mask >> k & 1) memcpy(met[32 * warp + k], known, sizeof known);
+}
 static int block_turn;
+static bool checking;
 static void release_warp(int warp) {
     Thread* lanes = threads + 32 * warp;
     for (int k = 0; k < 32 && 32 * warp + k < launch.count; k++) {
@@ -277,7 +292,7 @@ static void release_warp(int warp) {
         unsigned mask = t.mask;
         for (int j = 0; j < 32; j++)
             if (mask >> j & 1) lanes[j].state = READY;
-        warp_turn[warp]++;
+        if (checking) note_meeting(warp, mask);
     }
 }
 static void release_block() {
@@ -330,9 +345,9 @@ static bool run_block(std::vector<int>& order) {
 
 # %% ../../nbs/27_cuda.ipynb #cbc9e2bf
 MEMORY = r"""
-struct Stamp { int thread = -1, block = 0, warp = 0; };  // who, and in which turn of block and warp
+struct Stamp { int thread = -1, of = 0, turn = 0, time = 0; };  // who, of which block, when
 struct Cell {
-    Stamp wrote, read, also_read;
+    Stamp wrote, read, mate, other, abroad;  // readers: the last; of its warp; another; far away
     int of = -1;  // the block
     bool atomic = false;
 };
@@ -348,50 +363,56 @@ static Array shared;
 struct Room { char *start, *end; };
 static std::vector<Room> rooms;  // dynamic shared memory
 static char *code_start, *code_end;
-static bool checking, profiling;
-static int64_t *counts, *traffic, budget;
+static bool profiling;
+static int64_t *counts, *traffic;
 static std::unordered_map<uint64_t, Request> requests;
 static std::unordered_map<uint64_t, int> times;
 
 static int number() { return now - threads; }
 static bool before(const Stamp& s) {  // did that access surely happen before this one?
     int t = number();
-    return s.thread < 0 || s.thread == t || s.block < block_turn ||
-           (s.thread / 32 == t / 32 && s.warp < warp_turn[t / 32]);
+    if (s.thread < 0) return true;
+    if (s.of != launch.number) return false;
+    return s.thread == t || s.turn < block_turn ||
+           (s.thread / 32 == t / 32 && s.time < met[t][s.thread % 32]);
 }
-static void race(const Array& a, int64_t at, const char* doing, int of, int other,
-                 const char* did) {
+static void race(const Array& a, int64_t at, const char* doing, const Stamp& s, const char* did) {
     char name[40];
     if (a.number < 0) snprintf(name, sizeof name, "byte %d of shared memory", int(at));
     else snprintf(name, sizeof name, "element %d of argument %d", int(at / a.grain), a.number);
-    if (of != launch.number)
-        fail("race: block %d %s %s, which block %d %s", launch.number, doing, name, of, did);
+    if (s.of != launch.number)
+        fail("race: block %d %s %s, which block %d %s", launch.number, doing, name, s.of, did);
     fail("race: thread %d %s %s, which thread %d %s, and no barrier is between them", number(),
-         doing, name, other, did);
+         doing, name, s.thread, did);
 }
 static void follow(Array& a, int64_t at, int size, bool write, bool atomic) {
-    Stamp me{number(), block_turn, warp_turn[number() / 32]};
+    Stamp me{number(), launch.number, block_turn, warp_clock[number() / 32]};
     for (int64_t k = at / a.grain; k <= (at + size - 1) / a.grain; k++) {
         Cell& c = a.cells[k];
-        bool foreign = c.of != launch.number;
-        if (foreign && a.number < 0) c = Cell();
+        if (c.of != launch.number && a.number < 0) c = Cell();
         if (a.number < 0 && !write && c.wrote.thread < 0)
             fail("thread %d reads byte %d of shared memory, where nobody has written", number(),
                  int(at));
         bool both_atomic = atomic && c.atomic;
-        if (c.wrote.thread >= 0 && !both_atomic && (foreign || !before(c.wrote)))
-            race(a, k * a.grain, write ? "writes" : "reads", c.of, c.wrote.thread, "wrote");
+        if (!both_atomic && !before(c.wrote))
+            race(a, k * a.grain, write ? "writes" : "reads", c.wrote, "wrote");
         if (write) {
-            for (const Stamp& r : {c.read, c.also_read})
-                if (r.thread >= 0 && (foreign || !before(r)))
-                    race(a, k * a.grain, "writes", c.of, r.thread, "read");
+            for (const Stamp& r : {c.read, c.mate, c.other, c.abroad})
+                if (!before(r)) race(a, k * a.grain, "writes", r, "read");
             c.wrote = me;
             c.atomic = atomic;
-        } else if (c.read.thread != me.thread || foreign) {
-            c.also_read = c.read;
+        } else {
+            const Stamp old = c.read;
+            if (old.thread >= 0 && old.of != me.of) {
+                c.abroad = old;
+                c.mate = c.other = Stamp();
+            } else if (old.thread >= 0 && old.thread / 32 != me.thread / 32) {
+                c.other = old;
+                c.mate = Stamp();
+            } else if (old.thread >= 0 && old.thread != me.thread)
+                c.mate = old;
             c.read = me;
-        } else
-            c.read = me;
+        }
         c.of = launch.number;
     }
 }
@@ -460,6 +481,32 @@ static void touch(void* p, int size, bool write, bool atomic, void* from) {
     follow(*found, offset, size, write, atomic);
     uint64_t unit = (uint64_t)offset + ((uint64_t)(found->number + 1) << 44);
     if (profiling) record(unit, size, kind, from);
+}
+struct Copy { char* to; int size, group; char bytes[16]; };
+static std::vector<Copy> copies[MOST];  // of each thread, under way
+static int groups[MOST];
+extern "C" void sim_copy(void* to, const void* from, int size) {  // up to 16 bytes, to shared memory
+    Copy c{(char*)to, size, groups[number()], {}};
+    memcpy(c.bytes, from, size);
+    if (checking) {
+        touch(to, size, true, false, __builtin_return_address(0));
+        int64_t at = (c.to - shared.start) / shared.grain;
+        if (at < 0 || at >= (int64_t)shared.cells.size()) fail("a copy to no shared memory");
+        for (int k = 0; k < size / shared.grain; k++) shared.cells[at + k].wrote = Stamp();
+    }
+    memset(to, 0xff, size);  // until somebody waits for it, nothing is there
+    copies[number()].push_back(c);
+}
+extern "C" void sim_commit() { groups[number()]++; }
+extern "C" void sim_wait(int left) {
+    std::vector<Copy>& mine = copies[number()];
+    size_t k = 0;
+    for (; k < mine.size() && mine[k].group < groups[number()] - left; k++) {
+        const Copy& c = mine[k];
+        if (checking) follow(shared, c.to - shared.start, c.size, true, false);
+        memcpy(c.to, c.bytes, c.size);
+    }
+    mine.erase(mine.begin(), mine.begin() + k);
 }
 extern "C" void sim_atomic(const void* p, int size) {
     if (checking) touch((void*)p, size, true, true, __builtin_return_address(0));
@@ -542,6 +589,7 @@ extern "C" __attribute__((visibility("default"))) int sim_run(
         launch.block = {b % x, b / x % y, b / x / y};
         launch.number = b;
         block_turn++;
+        for (int k = 0; k < launch.count; k++) copies[k].clear();
         memset(shared.start, 0xff, shared.bytes);  // NaN, as a float of any size
         if (!(fine = run_block(order))) break;
         if (profiling) settle();
@@ -568,11 +616,17 @@ template <class... A> PLAIN void sim_enter(void (*kernel)(A...), void** a) {
 }
 template <class T> struct sim_is {
     static constexpr char kind = std::is_floating_point<T>::value ? 'f' : 'i', size = sizeof(T);
+    static constexpr char of = !std::is_arithmetic<T>::value ? '?'
+        : kind == 'f' ? 'f' : std::is_signed<T>::value ? 'i' : 'u';
 };
-template <class T> struct sim_is<T*> { static constexpr char kind = 'w', size = sizeof(T); };
-template <class T> struct sim_is<const T*> { static constexpr char kind = 'r', size = sizeof(T); };
+template <class T> struct sim_is<T*> {
+    static constexpr char kind = 'w', size = sizeof(T), of = sim_is<T>::of;
+};
+template <class T> struct sim_is<const T*> {
+    static constexpr char kind = 'r', size = sizeof(T), of = sim_is<T>::of;
+};
 template <class... A> static const char* sim_kinds(void (*)(A...)) {
-    static const char kinds[] = {sim_is<A>::kind..., 0, sim_is<A>::size..., 0};
+    static const char kinds[] = {sim_is<A>::kind..., 0, sim_is<A>::size..., sim_is<A>::of..., 0};
     return kinds;
 }
 #define SIM_KERNEL(name) \
@@ -665,6 +719,12 @@ def built(text: str, flags: Sequence[str], inputs: Sequence[Path] = (), kind: st
 KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(")
 DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([\w ]+?)\s+(\w+)\[\]")
 ORDERS = ("forward", "reverse", "shuffled")
+COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+def kernels_in(code: str) -> list[str]:
+    "The names of the kernels in a text, not counting those in comments."
+    return KERNEL.findall(COMMENT.sub(" ", code))
 
 
 def simulated(code: str) -> str:
@@ -679,7 +739,7 @@ def simulated(code: str) -> str:
         'extern "C" char* sim_room(int k) {\n'
         f"    char* places[] = {{{places}nullptr}};\n    return places[k];\n}}\n"
     )
-    kernels = "".join(f"SIM_KERNEL({name})\n" for name in KERNEL.findall(code))
+    kernels = "".join(f"SIM_KERNEL({name})\n" for name in kernels_in(code))
     inside = f'#line 1 "kernel"\n{code}\n#line 1 "end"\n'
     return "".join([WORDS, MEETINGS, NUMBERS, inside, TAIL, room, find, kernels])
 
@@ -711,19 +771,22 @@ class Given(ctypes.Structure):
     ]
 
 
-def packed(name: str, kinds: bytes, sizes: bytes, args: Sequence[Any]) -> tuple[Any, Any, Any]:
+def packed(function: Function, args: Sequence[Any]) -> tuple[Any, Any, Any]:
     "Pointers to the arguments, the arrays among them, and what must stay alive. Raises TypeError."
+    name, kinds = function.name, function.kinds.decode()
     if len(args) != len(kinds):
         raise TypeError(f"{name}: {len(args)} arguments given, {len(kinds)} expected")
     values: list[Any] = []
     arrays: list[Given] = []
-    for k, (kind, size, x) in enumerate(zip(kinds.decode(), sizes, args)):
+    for k, (kind, size, x) in enumerate(zip(kinds, function.sizes, args)):
         if kind in "rw":
-            arrays.append(checked_array(f"{name}: argument {k}", x, kind == "w", size, k))
+            of = chr(function.elements[k])
+            arrays.append(checked_array(f"{name}: argument {k}", x, kind == "w", size, of, k))
             values.append(np.array(arrays[-1].start, np.uintp))
             continue
         value = np.asarray(x)
-        if isinstance(x, np.ndarray) or (value.dtype.kind == "f") != (kind == "f"):
+        wanted = "f" if kind == "f" else "iub"
+        if isinstance(x, np.ndarray) or value.dtype.kind not in wanted:
             raise TypeError(f"{name}: argument {k} is a number of kind {kind!r}, not {x!r}")
         if value.dtype.itemsize != size:
             hint = f"np.{'float' if kind == 'f' else 'int'}{8 * size}({x})"
@@ -734,12 +797,14 @@ def packed(name: str, kinds: bytes, sizes: bytes, args: Sequence[Any]) -> tuple[
     return pointers, (Given * max(1, len(arrays)))(*arrays), (values, len(arrays))
 
 
-def checked_array(what: str, x: Any, written: bool, size: int, number: int) -> Given:
+def checked_array(what: str, x: Any, written: bool, size: int, of: str, number: int) -> Given:
     "An array as the kernel's `T*` or `const T*`; raises TypeError, ValueError."
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{what} is an array, not {type(x).__name__}")
-    if x.dtype.itemsize != size and size < 8:
+    if of != "?" and x.dtype.itemsize != size:
         raise TypeError(f"{what} points to {size} bytes each; {x.dtype} has {x.dtype.itemsize}")
+    if of != "?" and x.dtype.kind != of and not (x.dtype.kind == "b" and size == 1):
+        raise TypeError(f"{what} points to numbers of kind {of!r}; {x.dtype} is {x.dtype.kind!r}")
     if not x.flags.c_contiguous:
         raise ValueError(f"{what}: its elements don't follow each other; np.ascontiguousarray")
     if written and not x.flags.writeable:
@@ -765,7 +830,7 @@ class Report:
 
     @property
     def coalescing(self) -> float:
-        "The share of those bytes that somebody asked for."
+        "Bytes asked for, over those bytes; above 1 where lanes share what they read."
         return self.total("bytes") / (32 * self.sectors) if self.sectors else math.nan
 
     @property
@@ -795,7 +860,7 @@ class SimModule:
     ) -> None:  # fmt: skip
         if order not in ORDERS:
             raise ValueError(f"SimModule: order {order!r}; one of {', '.join(ORDERS)}")
-        self.names = KERNEL.findall(code)
+        self.names = kernels_in(code)
         self.path = compiled(code, tuple(options), check)
         self.library = ctypes.CDLL(str(self.path))
         self.order, self.seed, self.check = ORDERS.index(order), seed, check
@@ -804,7 +869,8 @@ class SimModule:
     def get_function(self, name: str) -> Function:
         "One kernel; raises KeyError."
         if name not in self.names:
-            raise KeyError(f"there is no kernel {name!r}; there are: {', '.join(self.names)}")
+            there = ", ".join(self.names) or "none; the text has no `__global__ void name(`"
+            raise KeyError(f"there is no kernel {name!r}; there are: {there}")
         return Function(self, name)
 
 
@@ -820,7 +886,9 @@ class Function:
         self.enter = getattr(library, f"sim_enter_{name}")
         address = kinds()
         self.kinds = ctypes.string_at(address)
-        self.sizes = ctypes.string_at(address + len(self.kinds) + 1, len(self.kinds))
+        n = len(self.kinds)
+        self.sizes = ctypes.string_at(address + n + 1, n)
+        self.elements = ctypes.string_at(address + 2 * n + 1, n)
 
     def __call__(
         self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0
@@ -828,9 +896,14 @@ class Function:
         "Run it: `grid` blocks of `block` threads, up to three numbers each."
         blocks, threads = three(grid), three(block)
         count = math.prod(threads)
-        if not (0 < count <= 1024 and math.prod(blocks) > 0 and 0 <= shared_mem <= BOUNDED):
-            raise ValueError(f"{self.name}: {blocks} blocks of {threads} threads, {shared_mem} B")
-        pointers, arrays, (_keep, n) = packed(self.name, self.kinds, self.sizes, args)
+        fits = all(0 < n <= most for n, most in zip((*blocks, *threads), MOST))
+        if not (fits and count <= 1024 and 0 <= shared_mem <= BOUNDED):
+            raise ValueError(
+                f"{self.name}: {blocks} blocks of {threads} threads, {shared_mem} B; at least one"
+                f" block, at most {MOST[:3]}; 1 to 1,024 threads, at most {MOST[3:]}; shared"
+                f" memory up to {BOUNDED}"
+            )
+        pointers, arrays, (_keep, n) = packed(self, args)
         module, check = self.module, self.module.check
         how = How(blocks, threads, shared_mem, module.order, module.seed, check,
                   check and module.profile, module.budget)  # fmt: skip
@@ -851,9 +924,15 @@ class Function:
 ONE_AT_A_TIME = threading.Lock()
 
 
-def three(sizes: Sequence[int]) -> Any:
-    "Up to three sizes, filled up with 1."
-    return (ctypes.c_uint * 3)(*(*(int(n) for n in sizes), 1, 1)[:3])
+MOST = (2**31 - 1, 65535, 65535, 1024, 1024, 64)  # blocks and threads, as on a card
+
+
+def three(sizes: Sequence[int]) -> tuple[int, int, int]:
+    "Up to three sizes, filled up with 1. Raises ValueError."
+    if not isinstance(sizes, Sequence) or not 1 <= len(sizes) <= 3:
+        raise ValueError(f"blocks and threads are one to three numbers, (8,) say; not {sizes!r}")
+    x, y, z = (*(int(n) for n in sizes), 1, 1)[:3]
+    return x, y, z
 
 
 def said_by(tool: str, *arguments: str) -> str:
