@@ -3671,6 +3671,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Everyday.value_and_gradient': ( 'taped.html#everyday.value_and_gradient',
                                                                                             'gradbook/roads/taped.py'),
+                                      'gradbook.roads.taped.Everyday.warm_up': ('taped.html#everyday.warm_up', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Function': ('taped.html#function', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Function.__repr__': ('taped.html#function.__repr__', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Function.derivative': ( 'taped.html#function.derivative',

@@ -5,6 +5,7 @@
 # %% ../../nbs/30_taped.ipynb #13819f04
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -52,16 +53,16 @@ Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int32]]
 
 # %% auto #0
-__all__ = ['Numbers', 'Bytes', 'Rows', 'HELP', 'POW', 'POWER', 'FUNCTIONS', 'exp', 'expm1', 'log', 'log1p', 'sqrt', 'sin', 'cos',
-           'tan', 'asin', 'acos', 'atan', 'sinh', 'cosh', 'tanh', 'sign', 'floor', 'if_lt', 'if_le', 'if_eq', 'maximum',
-           'minimum', 'azmul', 'UFUNCS', 'CLOSED', 'NOWHERE', 'ARRAYS_IN_C', 'SWEEPS', 'LARGE', 'HOT', 'ACTIVE',
-           'ACTIVES', 'CONDITIONAL', 'SMOOTH', 'LONGEST', 'STRAIGHT_FLAGS', 'FORMAT', 'BROKEN', 'TapeError', 'Tape',
-           'references', 'Recorder', 'line', 'ieee', 'binary', 'unary', 'noting', 'refusing', 'Active', 'boxed',
-           'function', 'recorder_of', 'recorded', 'finished', 'Closed', 'rebuilt', 'lasting_first', 'forward',
-           'special', 'results_of', 'reverse', 'ieee_shares', 'call_back', 'tangent', 'call_tangent', 'Native',
-           'one_lane', 'Engine', 'Runner', 'Pointed', 'Blocks', 'Slopes', 'Stretch', 'Many', 'processors', 'Everyday',
-           'Function', 'record', 'power_of', 'replay', 'gradient_tape', 'back_again', 'Table', 'Atomic', 'straightens',
-           'in_c', 'straight_source', 'Straight', 'save_tape', 'load_tape', 'tape_of', 'check_tape']
+__all__ = ['Numbers', 'Bytes', 'Rows', 'BETWEEN', 'HELP', 'POW', 'POWER', 'FUNCTIONS', 'exp', 'expm1', 'log', 'log1p', 'sqrt',
+           'sin', 'cos', 'tan', 'asin', 'acos', 'atan', 'sinh', 'cosh', 'tanh', 'sign', 'floor', 'if_lt', 'if_le',
+           'if_eq', 'maximum', 'minimum', 'azmul', 'UFUNCS', 'CLOSED', 'NOWHERE', 'ARRAYS_IN_C', 'SWEEPS', 'LARGE',
+           'HOT', 'ACTIVE', 'ACTIVES', 'CONDITIONAL', 'SMOOTH', 'LONGEST', 'STRAIGHT_FLAGS', 'FORMAT', 'BROKEN',
+           'TapeError', 'Tape', 'references', 'Recorder', 'line', 'ieee', 'binary', 'unary', 'noting', 'refusing',
+           'Active', 'boxed', 'function', 'recorder_of', 'recorded', 'finished', 'Closed', 'rebuilt', 'lasting_first',
+           'forward', 'special', 'results_of', 'reverse', 'ieee_shares', 'call_back', 'tangent', 'call_tangent',
+           'Native', 'one_lane', 'Engine', 'Runner', 'Pointed', 'Blocks', 'Slopes', 'Stretch', 'Many', 'processors',
+           'Everyday', 'Function', 'record', 'power_of', 'replay', 'gradient_tape', 'back_again', 'Table', 'Atomic',
+           'straightens', 'in_c', 'straight_source', 'Straight', 'save_tape', 'load_tape', 'tape_of', 'check_tape']
 
 # %% ../../nbs/30_taped.ipynb #d2a30244
 class TapeError(ValueError):
@@ -154,6 +155,8 @@ class Recorder:
     def constant(self, number: Any, depth: int = 2) -> tuple[int, float]:
         "Row and value of a plain number. Raises RecordError for anything else."
         try:
+            if isinstance(number, (str, bytes, bytearray)):
+                raise TypeError  # float("3") is 3.0
             value = float(number)
         except (TypeError, ValueError):
             raise RecordError(f"{line(depth + 1)}: {number!r} is no number") from None
@@ -240,12 +243,14 @@ def noting(name: str, swapped: bool = False) -> Callable[[Active, Any], bool]:
     compare, sign = COMPARISONS[name], {"lt": "<", "le": "<=", "eq": "=="}[name]
 
     def method(x: Active, y: Any) -> bool:
-        if y is None or isinstance(y, str):
-            return False
-        tape, caller = x.tape, sys._getframe(1)
+        if y is None or isinstance(y, (str, bytes)):
+            return False if name == "eq" else NotImplemented
+        tape, depth = x.tape, 1
+        while (caller := sys._getframe(depth)).f_code.co_name in BETWEEN:
+            depth += 1
         if tape.strict:
             raise RecordError(
-                f"{line(2)}: Python decides here, `{x.value:g} {sign} ...`, and the tape would "
+                f"{line(depth + 1)}: Python decides here, `{x.value:g} {sign} ...`, and the tape would "
                 "keep this one branch; use if_lt, if_le, if_eq, maximum or minimum"
             )
         pair = [(x.row, x.value), tape.row_of(y)]
@@ -257,6 +262,9 @@ def noting(name: str, swapped: bool = False) -> Callable[[Active, Any], bool]:
         return outcome
 
     return method
+
+
+BETWEEN = ("__ne__", "__bool__", "__array_ufunc__")  # who compares for somebody else
 
 
 def refusing(what: str) -> Callable[..., Any]:
@@ -305,6 +313,8 @@ class Active:
         if isinstance(n, Active):
             fixed = self.tape.inputs <= n.row < self.tape.inputs + self.tape.dynamic
             return POWER(self, n) if fixed else POW(self, n)
+        if isinstance(n, np.ndarray):
+            return NotImplemented
         return self * self if n == 2 else self if n == 1 else POWER(self, n)
 
     def __repr__(self) -> str:
@@ -323,6 +333,8 @@ POW, POWER = binary("pow"), binary("power")
 FUNCTIONS = [name for name, rule in RULES.items() if len(rule) == 2 and name not in ("neg", "abs")]
 for name in FUNCTIONS:
     setattr(Active, name, unary(name))
+for name in ("asin", "acos", "atan"):  # NumPy asks elements of an array for a method of its name
+    setattr(Active, name.replace("a", "arc", 1), getattr(Active, name))
 
 
 def boxed(x: Any) -> Any:
@@ -389,6 +401,8 @@ UFUNCS: dict[str, Callable[..., Any]] = {
     **{f.__name__: f for f in (exp, expm1, log, log1p, sqrt, sin, cos, tan, sinh, cosh, tanh)},
     **{"sign": sign, "floor": floor, "square": lambda x: x * x},
     **{"maximum": maximum, "minimum": minimum},
+    **{"less": operator.lt, "less_equal": operator.le, "equal": operator.eq},
+    **{"greater": operator.gt, "greater_equal": operator.ge, "not_equal": operator.ne},
 }
 
 # %% ../../nbs/30_taped.ipynb #55a66f3d
@@ -674,6 +688,7 @@ class Engine:
         self._rooms: dict[int, Numbers] = {}
         self._slopes: Function | None = None
         self._at_point = False
+        self._late: Numbers | None = None  # a point whose rows are not computed yet
 
     @property
     def engine(self) -> str:
@@ -743,7 +758,7 @@ class Pointed(Runner):
             have = f"the tape has {self.tape.dynamic} dynamic parameters"
             raise ValueError(f"{have} and was given {len(given)}")
         self.values[self.inputs : self.inputs + len(given), 0] = given
-        self._at_point = False
+        self._at_point, self._late = False, None
         if self.tape.lasting:
             self.run("forward", self.values, lasting=True)
 
@@ -752,7 +767,7 @@ class Pointed(Runner):
         given = np.asarray(x, float).ravel()
         if len(given) != self.inputs:
             raise ValueError(f"the tape has {self.inputs} inputs and was given {len(given)}")
-        self._at_point = False
+        self._at_point, self._late = False, None
         self.values[: self.inputs, 0] = given
         self.run("forward", self.values)
         y = self.values[self.tape.outputs, 0]
@@ -774,6 +789,8 @@ class Blocks(Pointed):
 
     def seeds(self, x: Any, size: int, what: str) -> Numbers:
         "The given directions as rows. Raises where no point was set, or sizes differ."
+        if self._late is not None:
+            self.point(self._late)
         if not self._at_point:
             raise RuntimeError("there is no point yet: forward(0, x) comes first")
         given = np.atleast_2d(np.asarray(x, float))
@@ -794,6 +811,8 @@ class Blocks(Pointed):
             np.add.at(numbers, start, padded[at : at + width].T)
             self.run(kind, self.values, numbers)
             found.append(numbers[end].T.copy())
+        if not found:
+            return np.zeros((0, self.outputs if kind == "tangent" else self.inputs))
         out = np.concatenate(found)[: len(seeds)]
         return out if many else out[0]
 
@@ -889,7 +908,7 @@ class Many(Stretch):
         with ThreadPoolExecutor(workers) as pool:
             for _ in pool.map(work, starts):
                 pass
-        return ys.reshape(-1, *self.tape.shape), gs
+        return ys.reshape(len(points), *self.tape.shape), gs
 
 
 def processors() -> int:
@@ -914,8 +933,9 @@ class Everyday(Many):
         "The outputs at `x`, and the gradient of their sum. A small tape gets faster with use."
         self.calls += 1
         if self.calls == HOT and self._native and straightens(self.tape):
-            threading.Thread(target=self.straighten, daemon=True).start()
-        if self.straight and (found := self.straight(x)):
+            threading.Thread(target=self.warm_up, daemon=True).start()
+        if self._native and self.straight and (found := self.straight(x)):
+            self._at_point, self._late = False, self.straight.x
             return found[0].reshape(self.tape.shape)[()], found[1]
         y = self(x)
         slopes = self.reverse()
@@ -936,6 +956,11 @@ class Everyday(Many):
         "Compile this tape into code of its own. Raises NativeError, TapeError."
         if self.straight is None:
             self.straight = Straight(self.tape, self.values)
+
+    def warm_up(self) -> None:
+        "Straighten if the compiler can; the sweeps are there in any case."
+        with contextlib.suppress(native.NativeError):
+            self.straighten()
 
 # %% ../../nbs/30_taped.ipynb #545da2a5
 class Function(Everyday):
@@ -1292,14 +1317,15 @@ def check_tape(tape: Tape) -> None:
         if not right:
             raise TapeError(f"this is no tape: {what}")
 
-    need(0 <= tape.inputs < 2**31 - tape.dynamic - len(tape.constants), "number of inputs")
+    need(0 <= tape.inputs < 2**26, "number of inputs")  # half a gigabyte of rows
     need(tape.rows < 2**31 and 0 <= tape.lasting <= len(tape.codes), "number of rows")
     need(all(n >= 0 for n in tape.shape), "shape of the outputs")
     need(math.prod(tape.shape) == len(tape.outputs), "number of outputs")
     need(all(0 <= row < tape.rows for row in tape.outputs.tolist()), "rows of the outputs")
-    ends = tape.firsts
+    ends = tape.firsts.astype(np.int64)  # a difference of two int32 may wrap
     need(len(ends) and ends[0] == 0 and ends[-1] == len(tape.tables), "tables")
-    need((np.diff(ends) > 0).all() and (tape.tables >= 0).all(), "tables")
+    need((np.diff(ends) > 0).all(), "tables")
+    need(((tape.tables >= 0) & (tape.tables < tape.rows)).all(), "rows of the tables")
     need((tape.codes == CALL).sum() == 0 or tape.calls, "calls")
     at, row, expected = 0, tape.head, 0
     sizes = ARITY.tolist()
