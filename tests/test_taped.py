@@ -324,7 +324,9 @@ def test_dynamic_parameters_are_neither_constants_nor_inputs(engine: str) -> Non
         (lambda x: np.cbrt(x[0]), r"line \d+ of test_taped.py: np.cbrt can't be recorded"),
         (lambda x: np.add.reduce(x[0]), "can't be recorded"),
         (lambda x: x[0] + "1,5", r"line \d+ of test_taped.py: '1,5' is no number"),
-        (lambda x: [x[0], None], "None is no number"),
+        (lambda x: [x[0], None], r"line \d+ of test_taped.py: None is no number"),
+        (lambda x: [x[0], [x[0]]], r"line \d+ of test_taped.py: .* is no number"),
+        (lambda x: int(x[0]), "a list that x indexes to Table"),
     ],
 )
 def test_what_would_drop_the_record_is_refused(f: Any, says: str) -> None:
