@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradbook.course import ch30b
 from gradbook.roads import native, taped
 from gradbook.roads.operations import CODES
 from gradbook.roads.optimise import optimise
@@ -204,3 +205,10 @@ def test_a_statement_takes_fewer_bytes_than_its_operations(problem: Any) -> None
     assert tape_bytes > (31 if problem.name == "Lax-Wendroff" else 44)
     assert s.nbytes / count + 8 < run_bytes * (0.5 if problem.name == "Lax-Wendroff" else 0.35)
     assert CODES["add"] == 0
+
+
+def test_the_dead_of_the_exercise_are_those_that_optimise_leaves_out() -> None:
+    for f, x in ch30b.Dead.cases():
+        saved = optimise(record(f, x), pairs=False)[1]
+        if not saved.folded and not saved.repeated:
+            assert ch30b.Dead.solution(record(f, x).tape) == saved.dead

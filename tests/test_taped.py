@@ -324,7 +324,9 @@ def test_dynamic_parameters_are_neither_constants_nor_inputs(engine: str) -> Non
         (lambda x: np.cbrt(x[0]), r"line \d+ of test_taped.py: np.cbrt can't be recorded"),
         (lambda x: np.add.reduce(x[0]), "can't be recorded"),
         (lambda x: x[0] + "1,5", r"line \d+ of test_taped.py: '1,5' is no number"),
-        (lambda x: [x[0], None], "None is no number"),
+        (lambda x: [x[0], None], r"line \d+ of test_taped.py: None is no number"),
+        (lambda x: [x[0], [x[0]]], r"line \d+ of test_taped.py: .* is no number"),
+        (lambda x: int(x[0]), "a list that x indexes to Table"),
     ],
 )
 def test_what_would_drop_the_record_is_refused(f: Any, says: str) -> None:
@@ -344,6 +346,65 @@ def test_numpy_functions_and_arrays_of_objects_are_recorded() -> None:
     assert record(lambda x: np.array(x).reshape(2, 2) @ np.array(x).reshape(2, 2), [1.0] * 4)(
         [1.0, 2.0, 3.0, 4.0]
     ).tolist() == [[7.0, 10.0], [15.0, 22.0]]
+
+
+def test_numpy_numbers_compare_as_python_numbers_do() -> None:
+    two = np.float64(2.0)
+    for test in (
+        lambda x: two < x,
+        lambda x: two <= x,
+        lambda x: two > x,
+        lambda x: two >= x,
+        lambda x: two == x,
+        lambda x: two != x,
+        lambda x: x != two,
+    ):
+        f = record(lambda x, test=test: x[0] * (2.0 if test(x[0]) else 3.0), [1.0])
+        assert f([1.0]) == (2.0 if test(1.0) else 3.0)
+        other = next(at for at in (2.0, 3.0) if test(at) != test(1.0))
+        with pytest.raises(BranchChanged, match="of test_taped"):
+            f([other])
+    found: list[Any] = []
+    record(lambda x: found.append(np.arange(3.0) < x[0]) or x[0], [1.0])
+    assert found[0].tolist() == [True, False, False]
+
+
+def test_text_is_no_number() -> None:
+    for f in (lambda x: x[0] + "3", lambda x: "3", lambda x: x[0] * b"3", lambda x: [x[0], "3"]):
+        with pytest.raises(RecordError, match="'3' is no number"):
+            record(f, [1.0])
+    for other in ("a", None):
+        with pytest.raises(TypeError, match="not supported"):
+            record(lambda x, other=other: x[0] < other, [1.0])
+        assert record(lambda x, other=other: x[0] * (x[0] != other), [3.0])([2.0]) == 2.0
+
+
+def test_arrays_of_recorded_numbers_have_inverse_functions_and_powers() -> None:
+    v = record(lambda x: np.arcsin(np.array(x)) + np.arctan(np.array(x)), [0.1, 0.2])
+    assert apart(v([0.3, 0.4]), np.arcsin([0.3, 0.4]) + np.arctan([0.3, 0.4])) < 1e-15
+    assert record(lambda x: x[0] ** np.array([1.0, 2.0, 3.0]), [2.0])([3.0]).tolist() == [3, 9, 27]
+
+
+def test_no_inputs_and_no_outputs_are_empty_arrays() -> None:
+    nothing = record(lambda x: [], [1.0, 2.0])
+    assert nothing.jacobian([1.0, 2.0]).shape == (0, 2)
+    assert nothing.jacobian([1.0, 2.0], "forward").shape == (0, 2)
+    assert nothing.many([[1.0, 2.0]] * 3).shape == (3, 0)
+    fixed = record(lambda x: [1.0, 2.0, 3.0], [])
+    assert fixed.jacobian([]).shape == fixed.jacobian([], "reverse").shape == (3, 0)
+    assert fixed.hessian([]).shape == (0, 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_does_not_move_adds_nothing_whatever_its_slope(engine: str) -> None:
+    f = record(lambda x: [taped.sqrt(x[0]), x[1]], [1.0, 1.0])
+    f.engine = engine
+    both = [f.jacobian([0.0, 1.0], mode).tolist() for mode in ("forward", "reverse")]
+    assert both[0] == both[1] == [[math.inf, 0.0], [0.0, 1.0]]
+    g = record(lambda x, p: x[0] ** (p[0] / 2), [-2.0], [4.0])
+    g.engine = engine
+    assert g.jacobian([-2.0], "reverse").tolist() == [[-4.0]]
+    assert g.forward(1, [1.0]).tolist() == [-4.0] and g.hessian([-2.0]).tolist() == [[2.0]]
 
 
 def test_recordings_do_not_mix_and_end() -> None:
@@ -426,6 +487,31 @@ def test_a_hot_tape_is_straightened_by_itself(monkeypatch: pytest.MonkeyPatch) -
     for _ in range(10):
         large.gradient([1.0])
     assert large.straight is None
+
+
+@needs_c
+def test_the_last_point_is_the_point_after_straight_line_code() -> None:
+    f = record(lambda x: x[0] ** 3 * x[1], [1.0, 2.0])
+    f.gradient([2.0, 1.0])
+    f.straighten()
+    f.gradient([5.0, 1.0])
+    assert f.reverse().tolist() == [75.0, 125.0]
+    f.gradient([2.0, 1.0])
+    assert f.forward(1, [1.0, 0.0]).tolist() == [12.0]
+    f.engine = "python"
+    f.straight = lambda x: pytest.fail("this is C")  # type: ignore[assignment]
+    assert f.gradient([5.0, 1.0]).tolist() == [75.0, 125.0]
+
+
+@needs_c
+def test_a_compiler_that_fails_later_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise native.NativeError("gone")
+
+    monkeypatch.setattr(taped, "Straight", fail)
+    f = record(lambda x: x[0] * x[0], [1.0])
+    f.warm_up()
+    assert f.straight is None and f.gradient([3.0]).tolist() == [6.0]
 
 
 def test_straight_source_reads_well_and_refuses_tables() -> None:
@@ -537,6 +623,29 @@ def test_hostile_facts_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(TapeError, match="no saved tape"):
             Function.load(path)
+
+
+@pytest.mark.parametrize("ends", [[0, 2**31 - 1, -(2**31) + 1, -5, 6], [0, -(2**31), 2, 3, 6]])
+def test_ends_of_tables_that_wrap_around_are_refused(ends: list[int], tmp_path: Path) -> None:
+    f = record(lambda x: Table([x[0], x[1], 2.0, 3.0, 4.0, x[0]])[x[1]], [1.0, 2.0])
+    path = tmp_path / "bad.tape"
+    taped.save_tensors(path, {**saved(f), "firsts": np.array(ends, np.int32)})
+    with pytest.raises(TapeError, match="this is no tape: tables"):
+        Function.load(path)
+
+
+def test_a_saved_tape_cannot_ask_for_all_memory(tmp_path: Path) -> None:
+    arrays = saved(record(lambda x: 2.0 * x[0], [1.0]))
+    facts = {**json.loads(arrays["facts"].tobytes()), "inputs": 2_000_000_000}
+    arrays |= {
+        "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
+        "args": np.array([0, 1], np.int32),
+        "outputs": np.array([0], np.int32),
+    }
+    path = tmp_path / "bad.tape"
+    taped.save_tensors(path, arrays)
+    with pytest.raises(TapeError, match="number of inputs"):
+        taped.load_tape(path)
 
 
 # sizes and speed

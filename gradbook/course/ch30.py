@@ -253,7 +253,7 @@ questions = Quiz(
         right="0",
         because="the choice passes its adjoint to the side that counts; the other side gets 0",
         wrong={
-            "not a number": "its *value* is; the adjoint comes from the choice",
+            "not a number": "its value is; the adjoint comes from the choice",
             "-1": "that would be the slope of log at -1, which has no value there",
             "there is an error": "a value that nobody uses is no error",
         },

@@ -8,7 +8,7 @@ import math
 from .core import Exercise, Question, Quiz
 from ..roads.checkpointing import fewest_steps
 from ..roads.operations import GUARD, PICK
-from ..roads.taped import exp, record, references, sin
+from ..roads.taped import Table, exp, record, references, sin
 
 
 def wasteful(x):
@@ -34,8 +34,12 @@ def half_used(x):
         rows.append(rows[k // 2] * x[1] + 1.0)
     return [rows[7], rows[3]]
 
+
+def choosing(x):
+    return Table([x[0] * 2.0, x[1] * 3.0])[x[0] - 1.0]
+
 # %% auto #0
-__all__ = ['questions', 'wasteful', 'tidy', 'branching', 'half_used', 'Dial', 'Exchangeable', 'Dead', 'Closed']
+__all__ = ['questions', 'wasteful', 'tidy', 'branching', 'half_used', 'choosing', 'Dial', 'Exchangeable', 'Dead', 'Closed']
 
 # %% ../../nbs/30b_optimise.ipynb #97adfb10
 class Dial(Exercise):
@@ -95,9 +99,8 @@ class Exchangeable(Exercise):
             yield (c,)
 
     def solution(c):
-        return abs(math.frexp(c)[0]) == 0.5 and 2.0**-1022 <= abs(1 / c) < math.inf if (
-            abs(c) > 2.0**-1024
-        ) else False
+        power_of_two = abs(math.frexp(c)[0]) == 0.5
+        return power_of_two and 2.0**-1022 <= abs(1 / c) < math.inf
 
     def wrong_sign(c):
         "Negative powers of two are fine: a sign is exact."
@@ -133,8 +136,21 @@ class Dead(Exercise):
         yield tidy, [1.0, 2.0]
         yield branching, [1.0, 2.0]
         yield half_used, [0.5, 0.25]
+        yield choosing, [1.0, 2.0]
 
     def solution(tape):
+        needed, count = set(tape.outputs.tolist()), 0
+        for row, code, args in reversed(list(tape)):
+            if row in needed or GUARD <= code < PICK:
+                needed.update(references(code, args))
+                if code == PICK:
+                    needed.update(tape.table(args[0]))
+            else:
+                count += 1
+        return count
+
+    def wrong_table(tape):
+        "A table's rows may all be chosen, so they are needed with the pick."
         needed, count = set(tape.outputs.tolist()), 0
         for row, code, args in reversed(list(tape)):
             if row in needed or GUARD <= code < PICK:
@@ -222,7 +238,7 @@ questions = Quiz(
         },
     ),
     Question(
-        "Which of these may *not* be replaced, if all bits are to stay?",
+        "Which of these may NOT be replaced, if all bits are to stay?",
         right="(x + y) - y by x",
         because="the sum is rounded: with x = 1e-20 and y = 1 it gives 0",
         wrong={
@@ -242,13 +258,13 @@ questions = Quiz(
         },
     ),
     Question(
-        "Ten checkpoints, and no step repeated more than twice. How many steps are possible?",
+        "Ten checkpoints, each step run at most twice before its sweep. How many steps?",
         right=str(math.comb(12, 10)),
         because="12 over 10",
         wrong={
             "20": "that would be two times ten; it grows much faster",
             "1024": "it is a binomial coefficient, not a power of two",
-            "286": "that is with three repeats",
+            "286": "that is with three runs before the sweep",
         },
     ),
     Question(
@@ -256,7 +272,7 @@ questions = Quiz(
         right="a second user would need its value, and it has no row any more",
         because="a pair computes the inner value and forgets it",
         wrong={
-            "the chain rule has one factor": "it would work for many users, one by one",
+            "the chain rule has one factor": "each user has its own factor; the value is missing",
             "two users round differently": "they would round alike",
             "there are only 24 pairs": "that limits which operations pair, not how many users",
         },

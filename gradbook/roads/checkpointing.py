@@ -84,7 +84,7 @@ class Evolution:
     state: Numbers
     slopes: Numbers  # for the first state
     parameter_slopes: Numbers
-    repeated: int  # steps done again
+    repeated: int  # steps run without being swept back, the first runs included
     stored: int  # states kept at the same time, at most
 
 

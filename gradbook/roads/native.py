@@ -105,7 +105,7 @@ def forward_case(value: str, slopes: Sequence[str]) -> str:
 
 def tangent_case(value: str, slopes: Sequence[str]) -> str:
     n = len(slopes)
-    moves = [times(s, f"A(a[{k}])") for k, s in enumerate(slopes)]
+    moves = [times(s, f"A(a[{k}])", safe=True) for k, s in enumerate(slopes)]
     total = " + ".join(filter(None, moves)) or "0.0"
     return f"LANES {{ {loads(n, 'v = in[VL > 1 ? l : 0]')} (void)v; out[l] = {total}; }} NEXT({n})"
 

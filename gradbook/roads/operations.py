@@ -120,7 +120,7 @@ class Arithmetic:
             letters = "xyzw"[: len(slopes)]
             given, moves = ", ".join(letters), ", ".join(f"d{x}" for x in letters)
             shares = [times(slope, "g", safe) or "None" for slope in slopes]
-            parts = [times(slope, f"d{x}") for x, slope in zip(letters, slopes, strict=True)]
+            parts = [times(s, f"d{x}", safe=True) for x, s in zip(letters, slopes, strict=True)]
             tangent = " + ".join(filter(None, parts)) or "0.0 * x"
             for functions, text in (
                 (self.value, f"lambda {given}: {value}"),

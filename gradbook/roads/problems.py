@@ -261,8 +261,8 @@ def lax_wendroff(steps: int = 2000, points: int = 100) -> Problem:
 def toon(steps: int = 5, points: int = 100) -> Problem:
     """The same hill with Toon's scheme, which is not linear; its slopes by complex steps.
 
-    It divides by the difference of neighbours. Where they are nearly equal the value is still
-    good, and its derivative loses digits, in any engine: many steps are for the clock only.
+    It divides by the difference of neighbours. Where they are nearly equal the value loses
+    digits, and its derivative more, in any engine: many steps are for the clock only.
     """
     c = COURANT
 

@@ -1,5 +1,6 @@
 // Four programs on the tapes of CppAD (-DCPPAD) or ADOL-C (-DADOLC): prints JSON, a line each.
-// The programs are those of gradbook.roads.problems, operation by operation.
+// The programs are those of gradbook.roads.problems; the determinant adds and subtracts its terms,
+// where gradbook multiplies them by a sign.
 #ifdef CPPAD
 #include <cppad/cppad.hpp>
 typedef CppAD::AD<double> Active;
