@@ -485,7 +485,7 @@ static void touch(void* p, int size, bool write, bool atomic, void* from) {
 struct Copy { char* to; int size, group; char bytes[16]; };
 static std::vector<Copy> copies[MOST];  // of each thread, under way
 static int groups[MOST];
-extern "C" void sim_copy(void* to, const void* from, int size) {  // up to 16 bytes, to shared memory
+extern "C" void sim_copy(void* to, const void* from, int size) {  // to shared memory
     Copy c{(char*)to, size, groups[number()], {}};
     memcpy(c.bytes, from, size);
     if (checking) {
