@@ -24,6 +24,7 @@ from gradbook.course.questions import QUIZZES
 from gradbook.course.show import plain_text, prose, shown
 from gradbook.course.workspace import code_cells, define, lesson, source
 from gradbook.cuda import sim
+from gradbook.tensor.core import TABLE
 
 chapters()
 KERNELS = {i for i in EXERCISES if i.startswith("27.") or i == "27b.1"}  # these are simulated
@@ -76,8 +77,11 @@ def on_the_page(chapter: str) -> dict[str, Any]:
     "What a learner has who has read a chapter's notebook: what it imports and defines."
     names: dict[str, Any] = {"__name__": "__main__"}
     cells, future = map(source, code_cells(lesson(chapter))), False
+    table = dict(TABLE)  # a page defines its primitives anew
     for number, code in enumerate(cells):
         future = define(code, names, f"{chapter}, cell {number}", False, future)
+    TABLE.clear()
+    TABLE.update(table)
     return names
 
 
