@@ -8,7 +8,11 @@ from itertools import product
 import numpy as np
 import pytest
 
+import gradbook.nn.attention
 import gradbook.nn.losses  # with those of chapter 11
+import gradbook.nn.norm
+import gradbook.nn.pool  # with those of chapter 17
+import gradbook.nn.rnn
 import gradbook.tensor.ops  # noqa: F401  (all primitives, all methods)
 from gradbook.tensor import core, transforms
 from gradbook.tensor.backend import using

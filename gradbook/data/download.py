@@ -27,8 +27,8 @@ from ..scalar.samples import DataFileError
 
 # %% auto #0
 __all__ = ['CHUNK', 'AGAIN', 'Report', 'MEMBERS', 'HEADERS', 'HEADER', 'DownloadError', 'NotNow', 'opener', 'ask', 'Transfer',
-           'locked', 'fingerprint', 'is_sound', 'silent', 'download', 'show', 'Stream', 'inside', 'copy_member',
-           'unpack_tar', 'unpack_zip', 'unpack']
+           'names_still', 'locked', 'fingerprint', 'is_sound', 'silent', 'download', 'show', 'Stream', 'inside',
+           'copy_member', 'unpack_tar', 'unpack_zip', 'unpack']
 
 # %% ../../nbs/13_data.ipynb #8bc84505
 CHUNK = 2**16
@@ -128,17 +128,29 @@ class Transfer:
                 raise NotNow(f"the line dropped after {have:,} of {total:,} bytes")
 
 # %% ../../nbs/13_data.ipynb #06860561
+def names_still(path: Path, file: BinaryIO) -> bool:
+    "Whether the open file is the one that `path` names now."
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[BinaryIO]:
     "A file to read and extend, for one process at a time (on Windows without a lock)."
     while True:
         path.touch()
-        with path.open("r+b") as file:
+        try:
+            file = path.open("r+b")
+        except FileNotFoundError:
+            continue  # it was given its final name just now
+        with file:
             if sys.platform != "win32":
                 import fcntl
 
                 fcntl.flock(file, fcntl.LOCK_EX)
-                if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                if not names_still(path, file):
                     continue  # while we waited it was given its final name
             yield file
             return

@@ -30,16 +30,16 @@ from gradbook.tensor.core import (
 from ..tensor.elementwise import sqrt
 from ..tensor.random import Key, bits, fold_in
 from ..tensor.reduce import floated, mean
-from ..tensor.transforms import filled, jvp, vjp
+from ..tensor.transforms import filled, jvp, vjp, vmap
 
 # %% auto #0
 __all__ = ['CACHE', 'standardised', 'totals', 'averages', 'standardise', 'wide', 'three_terms', 'standardise_back',
-           'pushed_through', 'pulled_through', 'standardise_vjp', 'check_shape', 'scaled', 'per_channel', 'last_axes',
-           'normal_shape', 'layer_norm', 'rms_norm', 'group_norm', 'learned', 'LayerNorm', 'RMSNorm', 'GroupNorm',
-           'check_channels', 'follow', 'by_running', 'values_per_channel', 'by_batch', 'channels_first', 'channel_rows',
-           'as_images', 'some_channels', 'by_channel', 'dots', 'norm_channels', 'channel_terms', 'norm_channels_back',
-           'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'kept', 'dropout', 'masked', 'check_share',
-           'Dropout', 'Dropout2d']
+           'pushed_through', 'mapped_through', 'pulled_through', 'standardise_vjp', 'check_shape', 'scaled',
+           'per_channel', 'last_axes', 'normal_shape', 'layer_norm', 'rms_norm', 'group_norm', 'learned', 'LayerNorm',
+           'RMSNorm', 'GroupNorm', 'check_channels', 'follow', 'by_running', 'values_per_channel', 'by_batch',
+           'channels_first', 'channel_rows', 'as_images', 'some_channels', 'by_channel', 'dots', 'norm_channels',
+           'channel_terms', 'norm_channels_back', 'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'kept',
+           'dropout', 'masked', 'check_share', 'Dropout', 'Dropout2d']
 
 # %% ../../nbs/16_norm.ipynb #a740e296
 def standardised(
@@ -134,6 +134,16 @@ def pushed_through(plain: Callable[..., Any]) -> Rule:
     def rule(tangents: Any, out: Any, *inputs: Any, **params: Any) -> Any:
         ts = tuple(filled(x, 0) if t is None else t for t, x in zip(tangents, inputs))
         return jvp(partial(plain, **params), inputs, ts)[1]
+
+    return rule
+
+
+def mapped_through(meaning: Callable[..., Any]) -> Callable[..., Any]:
+    "A rule for batches from what an operation means."
+
+    def rule(primitive: Any, values: Any, mapped: Any, params: Any) -> Any:
+        axes = tuple(0 if m else None for m in mapped)
+        return vmap(partial(meaning, **params), in_axes=axes)(*values)
 
     return rule
 
@@ -462,6 +472,8 @@ norm_channels.def_vjp_all(
 norm_channels.def_jvp_all(pushed_through(by_channel))
 norm_channels_back.def_vjp_all(pulled_through(channel_terms))
 norm_channels_back.def_jvp_all(pushed_through(channel_terms))
+norm_channels.primitive.batch = mapped_through(by_channel)
+norm_channels_back.primitive.batch = mapped_through(channel_terms)
 norm_channels.example((3, 2, 2), (2,), (2,), eps=0.1)
 norm_channels_back.example((3, 2, 2), (2,), (2,), (3, 2, 2), (2,), (2,), (2,), eps=1.5)
 
