@@ -140,6 +140,7 @@ def test_two_sweeps_add_up_at_the_leaves(f, point):
 @settings(max_examples=40, deadline=None)
 @given(expressions(), st.lists(numbers, min_size=3, max_size=3))
 def test_order_puts_users_first(f, point):
+    tame(f, point)
     order = topological_order(f([Value(a) for a in point]))
     place = {node: k for k, node in enumerate(order)}
     assert len(place) == len(order)
