@@ -1,0 +1,351 @@
+"""What chapter 36b says of other libraries, tried where they are installed, and of our own code."""
+
+from __future__ import annotations
+
+import gc
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradbook as gb
+from gradbook.course import ch36b
+from gradbook.roads.taped import record
+from gradbook.tensor.transforms import TransformError
+from tests.taped_peers import adolc_flags, cppad_flags
+from tools.notebook import load, source
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = load(ROOT / "nbs" / "36b_design.ipynb")
+PROGRAM = Path(__file__).with_name("peers") / "branches.cpp"
+
+
+def data() -> dict[str, Any]:
+    "The table as the page has it."
+    [cell] = [c for c in PAGE["cells"] if "\nLIBRARIES = {" in source(c)]
+    names: dict[str, Any] = {}
+    exec("import importlib, operator\n" + source(cell), names)
+    return names
+
+
+def branch(x: Any) -> Any:
+    return x * x if x > 2 else -x
+
+
+# ------------------------------------------------------------- the table
+
+
+def test_every_place_is_there_and_every_library_differs_in_three_ways() -> None:
+    page = data()
+    places = page["PLACES"]
+    for name in " ".join(places.values()).split():
+        assert page["look_up"](name), name
+    assert len(page["LIBRARIES"]) == 11
+    for library, said in page["LIBRARIES"].items():
+        assert len(said) >= 3 and said.keys() <= places.keys(), library
+
+
+@pytest.mark.parametrize("library", [*data()["LIBRARIES"]])
+def test_a_statement_is_about_the_version_that_is_pinned(library: str) -> None:
+    name, _, said = library.partition(" ")
+    package = {"CppAD": "cmeel-cppad", "PyTorch": "torch", "Dr.Jit": "drjit"}.get(
+        name, name.lower()
+    )
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        pytest.skip(f"{package} is not installed")
+    if found.partition("+")[0] != said:
+        pytest.skip(f"the page tells of {library}; here is {found}")
+
+
+def test_names_in_the_prose_are_in_our_code() -> None:
+    "After *In our code*, each name is one that a module of the library has."
+    text = "\n".join(source(c) for c in PAGE["cells"] if c["cell_type"] == "markdown")
+    code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "gradbook").rglob("*.py"))
+    paragraphs = re.findall(r"^\*In our code:\*(.*)$", text, re.M)
+    assert len(paragraphs) == 7
+    for paragraph in paragraphs:
+        names = re.findall(r"`(?:\w+\.)?(\w+)`", paragraph.partition("PyTorch has")[0])
+        assert names
+        for name in names:
+            assert re.search(rf"^(def|class) {name}\b|^{name}\b.*= ", code, re.M), name
+
+
+# ------------------------------------------------------------- ours
+
+
+def test_ours() -> None:
+    with pytest.raises(TransformError):
+        gb.grad(lambda x: 3.0)(gb.Tensor(1.0))  # a constant
+    frozen = ch36b.recorded(branch, ch36b.without_guards)
+    assert frozen(3.0) == 6.0 and frozen(-2.0) == -4.0  # what a tape without guards says
+    with pytest.raises(RuntimeError):
+        record(lambda x: branch(x[0]), [3.0]).gradient([-2.0])
+
+
+# ------------------------------------------------------------- Python
+
+
+def test_micrograd() -> None:
+    engine = pytest.importorskip("micrograd.engine", reason="micrograd is not installed")
+    Value = engine.Value
+
+    def alive() -> int:
+        return sum(isinstance(o, Value) for o in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        y = Value(2.0) * 3.0
+        del y
+        assert alive() == before + 3  # nobody holds them
+        gc.collect()
+        assert alive() == before
+    finally:
+        gc.enable()
+    with pytest.raises(TypeError, match="'<' not supported"):
+        Value(1.0) < Value(2.0)  # noqa: B015
+    y = Value(1.0)
+    for _ in range(5000):
+        y = y + 1.0
+    with pytest.raises(RecursionError):
+        y.backward()
+
+
+def test_autograd() -> None:
+    autograd = pytest.importorskip("autograd", reason="autograd is not installed")
+    from autograd.extend import defvjp, primitive
+
+    seen: list[str] = []
+
+    def watched(x: Any) -> Any:
+        seen.append(type(x).__name__)
+        return branch(x)
+
+    slope = autograd.grad(watched)
+    assert slope(3.0) == 6.0 and slope(-2.0) == -1.0
+    assert seen == ["ArrayBox", "ArrayBox"]  # traced at each call
+    with pytest.warns(UserWarning, match="independent"):
+        assert autograd.grad(lambda x: 3.0)(1.0) == 0.0
+
+    def writes(x: Any) -> Any:
+        y = x * autograd.numpy.ones(2)
+        y[0] = 1.0
+        return y
+
+    with pytest.raises(TypeError, match="item assignment"):
+        autograd.grad(writes)(1.0)
+    cubed = primitive(lambda x: x**3)
+    defvjp(cubed, lambda out, x: lambda g: 3 * x**2 * g)
+    assert autograd.grad(autograd.grad(cubed))(2.0) == 12.0
+    pull, _ = autograd.make_vjp(lambda x: x**2)(3.0)
+    assert pull(1.0) == 6.0 and pull(2.0) == 12.0
+
+
+def test_pytorch() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x = torch.tensor(3.0, requires_grad=True)
+    y = x * x
+    y.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        y.backward()
+    u = x.exp()
+    y = u * u
+    u.add_(1)
+    with pytest.raises(RuntimeError, match="is at version 1; expected version 0"):
+        y.backward()
+    with pytest.raises(RuntimeError, match="data-dependent control flow"):
+        torch.func.vmap(branch)(torch.tensor([3.0, -2.0]))
+    assert torch.func.jacrev(lambda v: v * v)(torch.ones(3)).layout == torch.strided
+    w = torch.tensor(0.0, requires_grad=True)
+    with (
+        pytest.warns(UserWarning, match="SqrtBackward"),
+        pytest.raises(RuntimeError, match="nan values"),
+        torch.autograd.detect_anomaly(),
+    ):
+        (w.sqrt() * 0).backward()
+
+
+def test_jax() -> None:
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    jnp = jax.numpy
+    assert jax.grad(branch)(3.0) == 6.0 and jax.grad(branch)(-2.0) == -1.0
+    with pytest.raises(jax.errors.TracerBoolConversionError, match=r"docs\.jax\.dev"):
+        jax.jit(branch)(3.0)
+    ran: list[int] = []
+    slope = jax.jit(jax.grad(lambda x: (ran.append(1), x * x)[1]))
+    assert [float(slope(x)) for x in (1.0, 2.0, 3.0)] == [2.0, 4.0, 6.0] and len(ran) == 1
+    _, pull = jax.vjp(lambda x: x * x, 3.0)
+    assert pull(1.0)[0] == 6.0 and pull(2.0)[0] == 12.0
+    with pytest.raises(ValueError, match="Reverse-mode"):
+        jax.grad(lambda x: jax.lax.while_loop(lambda s: s < 9.0, lambda s: 2 * s, x))(1.0)
+    assert jnp.arange(3.0)[10] == 2.0 and jax.grad(lambda x: 3.0)(1.0) == 0.0
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        jnp.log(-1.0)
+    with pytest.raises(TypeError, match="immutable"):
+        jnp.zeros(2)[0] = 1.0
+    assert isinstance(jax.jacrev(lambda v: v * v)(jnp.ones(3)), jax.Array)
+
+
+def test_tinygrad() -> None:
+    pytest.importorskip("tinygrad", reason="tinygrad is not installed")
+    program = """
+from tinygrad import Tensor, TinyJit
+x = Tensor([1.0, 2.0, 3.0])
+y = (x * x).sum()
+[g] = y.gradient(x)
+assert not y.uop.is_realized and not g.uop.is_realized
+assert g.tolist() == [2.0, 4.0, 6.0]
+try:
+    bool(Tensor([1.0]) > 0)
+except TypeError:
+    pass
+else:
+    raise AssertionError("an if")
+ran = []
+@TinyJit
+def double(a):
+    ran.append(1)
+    return (a * 2).realize()
+for k in range(5):
+    double(Tensor([float(k)]).realize())
+assert len(ran) == 2
+assert "alpha" in Tensor.custom_kernel.__doc__
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"DEV": "PYTHON", "PATH": "", "HOME": "/nonexistent", "CACHELEVEL": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_casadi() -> None:
+    ca = pytest.importorskip("casadi", reason="CasADi is not installed")
+    for kind in (ca.SX, ca.MX):
+        x = kind.sym("x", 5)
+        with pytest.raises(RuntimeError, match=r"core/.*cpp"):
+            branch(x[0])
+        y = ca.vertcat(x[0] * x[1], x[2], ca.sin(x[3]) + x[4])
+        f = ca.Function("f", [x], [y])
+        assert ca.jacobian(y, x).nnz() == f.jac_sparsity(0, 0).nnz() == 5
+    assert f.expand().class_name() == "SXFunction"  # MX becomes SX
+    chosen = ca.Function("c", [x], [ca.if_else(x[0] > 2, x[0] ** 2, -x[0])])
+    assert float(chosen([-2.0] * 5)) == 2.0
+    colours = f.jac_sparsity(0, 0).uni_coloring()
+    assert colours.size2() == 2  # five columns in two sweeps
+    with pytest.raises(RuntimeError, match=r"incompatible dimensions. Lhs is 32x784"):
+        ca.mtimes(ca.SX.sym("a", 32, 784), ca.SX.sym("b", 100, 784))
+    assert ca.Callback.has_reverse and ca.Callback.get_jacobian
+
+
+def test_drjit() -> None:
+    dr = pytest.importorskip("drjit", reason="Dr.Jit is not installed")
+    try:
+        from drjit.llvm.ad import Float
+
+        x = Float([1, 2, 3])
+        dr.eval(x)
+    except Exception as error:
+        pytest.skip(f"Dr.Jit has no LLVM here: {error}")
+    y = x * x + 1
+    assert y.state == dr.VarState.Unevaluated
+    dr.eval(y)
+    assert y.state == dr.VarState.Evaluated
+    dr.enable_grad(x)
+    y = dr.sum(x * x)
+    dr.backward(y)
+    dr.backward(y)  # the second time is silent, and adds nothing
+    assert list(x.grad) == [2, 4, 6]
+
+    @dr.syntax
+    def choose(x: Any) -> Any:
+        if x > 2:
+            y = x * x
+        else:
+            y = -x
+        return y
+
+    @dr.syntax
+    def loop(x: Any) -> Any:
+        n = 0.0 * x
+        while n < 3:
+            x = x * x
+            n += 1
+        return x
+
+    x = Float([1, 2, 3])
+    dr.enable_grad(x)
+    y = choose(x)
+    assert list(y) == [-1, -2, 9]
+    dr.backward(y)
+    assert list(x.grad) == [-1, -1, 6]
+    x = Float([1, 2])
+    dr.enable_grad(x)
+    y = loop(x)
+    with pytest.raises(RuntimeError, match="max_iterations"):
+        dr.backward(y)
+    with pytest.raises(RuntimeError, match="sizes: 3, 2"):
+        Float([1, 2, 3]) + Float([1, 2])
+
+
+# ------------------------------------------------------------- C++
+
+
+def said(flags: list[str] | None, folder: Path, *more: str) -> str:
+    if flags is None:
+        pytest.skip("this library is not installed")
+    made = folder / "branches"
+    command = ["c++", "-O0", "-std=c++17", *more, str(PROGRAM), "-o", str(made), *flags]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no C++ compiler on this machine")
+    run = subprocess.run([made], capture_output=True, text=True, cwd=folder, check=True)
+    return run.stdout + run.stderr
+
+
+def test_cppad_counts_a_changed_branch_and_checks_unless_ndebug(tmp_path: Path) -> None:
+    assert said(cppad_flags(), tmp_path).split("\n")[0] == "value 4 changed 1 refused"
+    assert "changed 1 nothing said" in said(cppad_flags(), tmp_path, "-DNDEBUG")
+
+
+def test_adolc_refuses_a_changed_branch_shares_slots_and_uses_the_disk(tmp_path: Path) -> None:
+    words = said(adolc_flags(), tmp_path)
+    assert "code -1 slope 99 slots 4 disk 0 disk 1" in words
+    assert "Retaping recommended" in words
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("adolc/externfcts.h", "ext_diff_fct"),
+        ("adolc/adouble.h", "condassign"),
+        ("adolc/sparse/sparsedrivers.h", "sparse_jac sparse_hess"),
+        ("tiny_dnn/layers/layer.h", "forward_propagation back_propagation"),
+        ("tiny_dnn/node.h", "data_ grad_ class edge"),
+        ("tiny_dnn/network.h", "gradient_check"),
+        ("tiny_dnn/util/nn_error.h", "nn_error"),
+        ("tiny_dnn/activations/activation_function.h", "df"),
+        ("cppad/core/atomic/four/jac_sparsity.hpp", "jac_sparsity"),
+        ("cppad/core/for_jac_sparsity.hpp", "for_jac_sparsity"),
+        ("cppad/core/subgraph_jac_rev.hpp", "subgraph_jac_rev"),
+        ("cppad/core/sparse_jac.hpp", "coloring"),
+        ("cppad/core/cond_exp.hpp", "CondExp"),
+        ("cppad/core/parallel_ad.hpp", "parallel_ad"),
+    ],
+)
+def test_headers_have_what_the_page_names(header: str, words: str) -> None:
+    folders = [Path("/usr/include"), *(Path(f[2:]) for f in cppad_flags() or () if f[:2] == "-I")]
+    found = [folder / header for folder in folders if (folder / header).exists()]
+    if not found:
+        pytest.skip(f"no {header} on this machine")
+    text = found[0].read_text(encoding="utf-8", errors="replace")
+    assert all(word in text for word in words.split())
