@@ -577,6 +577,11 @@ def test_the_chapter_passes_with_the_learners_module(course: Path, chapter: str)
     assert f"chapter {chapter} passes" in (course / "reports" / "week-1.md").read_text()
 
 
+def test_a_chapter_without_a_module_says_so(course: Path) -> None:
+    with pytest.raises(WorkspaceError, match="36b builds no module"):
+        rebuild("36b", course)
+
+
 def test_later_chapters_are_those_that_use_it() -> None:
     assert users_of("03")[0] == "04"
     assert "01" not in users_of("03") and "03" in users_of("01")

@@ -280,7 +280,8 @@ class BackwardOnce(Exercise):
 questions = Quiz(
     "36b",
     Question(
-        "A library records a function at 3 and returns 4 for it at -2, where the program returns 2. What did it do?",
+        "A library records a function at 3 and returns 4 for it at -2, where the program returns 2. "
+        "What did it do?",
         right="it replayed the branch that was taken at 3",
         because="the tape of x * x knows no other branch; CppAD counts the changed comparison",
         wrong={
@@ -322,7 +323,7 @@ questions = Quiz(
     Question(
         "PyTorch has sparse tensors. Does it compute sparse Jacobians?",
         right="no: it has sparse data, and its Jacobians are dense",
-        because="a pattern of zeros in the derivative has to be found in the program, as CasADi does",
+        because="the zeros of a derivative have to be found in the program, as CasADi does",
         wrong={
             "yes, `jacrev` finds the zeros": "it returns a dense array",
             "yes, if the input is sparse": "the derivative of a sparse input is another matter",

@@ -393,7 +393,9 @@ def rebuild(chapter: str, folder: Path | str = ".", again: bool = False) -> Outc
     "Write a chapter's modules with their bodies out into rebuild/; raises WorkspaceError."
     root, chapter = workspace_of(folder), chapter_of(chapter)
     lines, made = [], []
-    for module in modules_of(chapter):
+    if not (modules := modules_of(chapter)):
+        raise WorkspaceError(f"chapter {chapter} builds no module: there is nothing to rebuild")
+    for module in modules:
         path, name = file_of(root, module), file_of(root, module).relative_to(root).as_posix()
         spec = PathFinder.find_spec(module, package_path(module))
         if spec is None or spec.origin is None:
