@@ -280,7 +280,7 @@ class BackwardOnce(Exercise):
 questions = Quiz(
     "36b",
     Question(
-        "A library records a function at 3 and returns 4 for it at -2, where the program returns 2. "
+        "A library records a function at 3 and returns 4 for it at -2, where the program says 2. "
         "What did it do?",
         right="it replayed the branch that was taken at 3",
         because="the tape of x * x knows no other branch; CppAD counts the changed comparison",
