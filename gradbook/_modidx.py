@@ -3722,6 +3722,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'gradbook.roads.taped.Table.__init__': ('taped.html#table.__init__', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Table.__len__': ('taped.html#table.__len__', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Table.__setitem__': ('taped.html#table.__setitem__', 'gradbook/roads/taped.py'),
+                                      'gradbook.roads.taped.Table.read': ('taped.html#table.read', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Tape': ('taped.html#tape', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Tape.__iter__': ('taped.html#tape.__iter__', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Tape.between': ('taped.html#tape.between', 'gradbook/roads/taped.py'),
