@@ -5372,4 +5372,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'gradbook.train.recipes.recommended': ('checkpoint.html#recommended', 'gradbook/train/recipes.py'),
                                         'gradbook.train.recipes.train_images': ( 'checkpoint.html#train_images',
                                                                                  'gradbook/train/recipes.py'),
-                                        'gradbook.train.recipes.train_mlp': ('checkpoint.html#train_mlp', 'gradbook/train/recipes.py')}}}
+                                        'gradbook.train.recipes.train_mlp': ('checkpoint.html#train_mlp', 'gradbook/train/recipes.py'),
+                                        'gradbook.train.recipes.train_model': ( 'checkpoint.html#train_model',
+                                                                                'gradbook/train/recipes.py')}}}
