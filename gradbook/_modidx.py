@@ -3777,6 +3777,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'gradbook.roads.taped.Table.__init__': ('taped.html#table.__init__', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Table.__len__': ('taped.html#table.__len__', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Table.__setitem__': ('taped.html#table.__setitem__', 'gradbook/roads/taped.py'),
+                                      'gradbook.roads.taped.Table.read': ('taped.html#table.read', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Tape': ('taped.html#tape', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Tape.__iter__': ('taped.html#tape.__iter__', 'gradbook/roads/taped.py'),
                                       'gradbook.roads.taped.Tape.between': ('taped.html#tape.between', 'gradbook/roads/taped.py'),
@@ -5426,4 +5427,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'gradbook.train.recipes.recommended': ('checkpoint.html#recommended', 'gradbook/train/recipes.py'),
                                         'gradbook.train.recipes.train_images': ( 'checkpoint.html#train_images',
                                                                                  'gradbook/train/recipes.py'),
-                                        'gradbook.train.recipes.train_mlp': ('checkpoint.html#train_mlp', 'gradbook/train/recipes.py')}}}
+                                        'gradbook.train.recipes.train_mlp': ('checkpoint.html#train_mlp', 'gradbook/train/recipes.py'),
+                                        'gradbook.train.recipes.train_model': ( 'checkpoint.html#train_model',
+                                                                                'gradbook/train/recipes.py')}}}

@@ -17,7 +17,7 @@ import yaml
 
 from tools.against_library import modules_of
 from tools.notebook import KEY, in_parallel, load, page_name, run, source, text_of, write
-from tools.stage import link_names
+from tools.stage import defined_names, inner_names, link_names
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
@@ -117,11 +117,15 @@ def test_every_notebook_stands_in_the_contents() -> None:
 
 
 def test_a_name_is_linked_where_it_is_built_but_a_parameter_is_not() -> None:
-    here: Any = SimpleNamespace(id="19", names=[], arguments=[])
+    here: Any = SimpleNamespace(id="19", names=[], inner=[])
     home: Any = {"share": SimpleNamespace(id="09", href="ops.html")}
     assert link_names("With `share` we", here, home) == "With [`share`](ops.html#def-share) we"
     text = "Write `count(share, n)`: `share` is a number."
     assert link_names(text, here, home) == text
+    here.inner = inner_names("class Flat:\n    def share(self, n): ...")
+    assert here.inner == {"share", "self", "n"}
+    assert link_names("With `share` we", here, home) == "With `share` we"
+    assert defined_names("share, (n, _x) = f(y)") == ["share", "n"]
 
 
 def test_the_stage_configuration_is_committed() -> None:

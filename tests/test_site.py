@@ -12,9 +12,9 @@ from tools.check import check
 SITE = Path(__file__).resolve().parent.parent / "_site"
 PAGES = sorted(p.name for p in SITE.glob("*.html"))
 VIEWS = {
-    "desktop": {"viewport": {"width": 1366, "height": 900}},
+    "desktop": {"viewport": {"width": 1280, "height": 900}},
     "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
-    "dark": {"viewport": {"width": 1366, "height": 900}, "color_scheme": "dark"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
 }
 CONTRAST = """() => {
   const rgb = c => c.match(/[\\d.]+/g).slice(0, 3).map(Number);
@@ -99,7 +99,7 @@ def test_every_page(browser: Any, site_url: str, view: str) -> None:
 
 
 def test_code_needs_no_sideways_scrolling_on_a_laptop(browser: Any, site_url: str) -> None:
-    page = browser.new_page(viewport={"width": 1366, "height": 900})
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
     wide = (
         "() => [...document.querySelectorAll('main pre')]"
         ".filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)"

@@ -233,6 +233,27 @@ def test_tables(engine: str) -> None:
         with pytest.raises(IndexError, match="of a table of 3"):
             tape([1.0, 2.0, wrong])
 
+    def write(x: Any) -> Any:
+        table = Table([x[0], 2.0])
+        table[x[1]] = 7.0
+        return table[0]
+
+    written, _ = optimise(record(write, [1.0, 0.0]))
+    written.engine = engine
+    assert [written([1.0, 0.0]), written([1.0, 1.0])] == [7.0, 1.0]
+    with pytest.raises(IndexError, match="index 5 of a table of 2"):
+        written([1.0, 5.0])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_larger_of_a_number_and_none_is_none(engine: str) -> None:
+    tape = record(lambda x: [maximum(x[0], x[1]), minimum(x[0], x[1])], [1.0, 2.0])
+    tape.engine = engine
+    for at in ([1.0, math.nan], [math.nan, 1.0], [math.nan, math.nan]):
+        assert np.isnan(tape(at)).all()
+    assert tape([2.0, 2.0]).tolist() == [2.0, 2.0]
+    assert tape.jacobian([2.0, 2.0], "reverse").tolist() == [[1, 0], [1, 0]]
+
 
 again = Atomic(
     "outer again",

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from nbdev.process import Processor
@@ -59,7 +59,7 @@ class Page:
     notebook: dict[str, Any]
     module: str  # "scalar.value", or ""
     names: list[str] = field(default_factory=list)  # what its exported cells define
-    arguments: set[str] = field(default_factory=set)  # of the functions that its exercises ask for
+    inner: set[str] = field(default_factory=set)  # methods and parameters of what its cells define
 
     @property
     def id(self) -> str:
@@ -200,7 +200,7 @@ def link_names(text: str, here: Page, home: dict[str, Page]) -> str:
     """
     signatures = re.findall(r"`\w+\(([\w, ]+)\)`", text)
     seen = set(re.findall(r"\w+", " ".join(signatures)))
-    own = {*here.names, *here.arguments}
+    own = {*here.names, *here.inner}
 
     def link(m: re.Match[str]) -> str:
         page = home.get(m[1])
@@ -230,10 +230,22 @@ def defined_names(code: str) -> list[str]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.append(node.name)
         elif isinstance(node, ast.Assign):
-            names += [t.id for t in node.targets if isinstance(t, ast.Name)]
+            names += [n.id for t in node.targets for n in ast.walk(t) if stored(n)]
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names.append(node.target.id)
     return [n for n in names if not n.startswith("_")]
+
+
+def stored(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
+def inner_names(code: str) -> set[str]:
+    "Methods of a cell's classes, and all its functions' parameters."
+    nodes = list(ast.walk(ast.parse(code)))
+    bodies = [child for n in nodes if isinstance(n, ast.ClassDef) for child in n.body]
+    methods = {n.name for n in bodies if isinstance(n, ast.FunctionDef)}
+    return methods | {n.arg for n in nodes if isinstance(n, ast.arg)}
 
 
 def split_options(code: str) -> tuple[list[str], str]:
@@ -293,9 +305,7 @@ def code_cells(page: Page, cell: Cell) -> list[Cell]:
         exported, target = True, directives["export"].strip()
         title = f"Imports of gradbook.{target or page.module}"
         options += ["#| code-fold: true", f'#| code-summary: "{title}"']
-    if "exercise" in directives:
-        functions = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.FunctionDef)]
-        page.arguments |= {a.arg for f in functions for a in f.args.args}
+    page.inner |= inner_names(code)
     if re.match(r"\s*quiz\(", code):
         options.append("#| echo: false")
     cell["source"] = lines("\n".join([*options, code]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,15 @@ from ..nn.linear import Linear
 from ..nn.losses import cross_entropy
 from ..nn.module import Module
 from ..nn.rnn import GRU, Recurrent
-from ..optim.adam import AdamW
-from ..optim.schedule import WarmupCosine
 from ..tensor import random
 from ..tensor.core import Tensor
 from ..tensor.random import Key
 from ..tensor.reduce import softmax
 from ..tensor.shape import swapaxes
 from ..train.callbacks import Callback
-from ..train.checkpoint import Checkpoint
-from ..train.log import RunLog, read_log, write_json
-from ..train.loop import Task, Trainer, evaluating
+from ..train.log import write_json
+from ..train.loop import Task, evaluating
+from ..train.recipes import train_model
 
 # %% auto #0
 __all__ = ['LETTERS', 'NAMES_PROFILES', 'CharRNN', 'ids_of', 'name_set', 'invent', 'SequenceSettings', 'recommended_names',
@@ -159,26 +157,12 @@ def train_sequences(
     The last array of `train` and `val` is what the model's scores are compared with. With
     `resume` a run that was begun there goes on. Raises CheckpointError, TrainingError.
     """
-    folder = Path(folder)
     loader = DataLoader(train, settings.batch_size, shuffle=True, seed=settings.seed)
-    optimizer = AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    steps = settings.epochs * len(loader)
-    kept = Checkpoint(folder / "checkpoints", resume=resume, settings=asdict(settings))
-    trainer = Trainer(
-        model, cross_entropy, optimizer, clip_norm=settings.clip_norm,
-        scheduler=WarmupCosine(optimizer, steps // 10, steps),
-        callbacks=[*callbacks, RunLog(folder), kept],
+    _, record = train_model(
+        name, model, settings, loader, DataLoader(val, 500), folder,
+        clip_norm=settings.clip_norm, resume=resume, callbacks=callbacks, about=about,
     )  # fmt: skip
-    record = {"model": name, "data": settings.data, "seed": settings.seed}
-    record |= {**(about or {}), "settings": asdict(settings)}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "run.json", record)
-    history = trainer.fit(loader, DataLoader(val, 500), epochs=settings.epochs)
-    return record | {
-        "parameters": sum(p.size for p in model.parameters()),
-        "steps": trainer.steps, "seconds": read_log(folder / "log.jsonl").seconds,
-        "train_loss": history[-1]["loss"], "val_loss": history[-1]["val_loss"],
-    }  # fmt: skip
+    return record
 
 # %% ../../nbs/19_rnn.ipynb #72dffd2c
 def bits_of(model: CharRNN, part: ArrayDataset) -> float:

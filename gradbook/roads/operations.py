@@ -43,8 +43,16 @@ RULES: dict[str, tuple[str, ...]] = {
     "abs": ("fabs(x)", "sign(x)"),
     "sign": ("sign(x)", "0.0"),
     "floor": ("floor(x)", "0.0"),
-    "max": ("if_lt(x, y, y, x)", "if_lt(x, y, 0.0, g)", "if_lt(x, y, g, 0.0)"),
-    "min": ("if_lt(y, x, y, x)", "if_lt(y, x, 0.0, g)", "if_lt(y, x, g, 0.0)"),
+    "max": (
+        "if_le(y, x, x, if_eq(x, x, y, x))",  # not a number, if x or y is none
+        "if_le(y, x, g, if_eq(x, x, 0.0, g))",
+        "if_le(y, x, 0.0, if_eq(x, x, g, 0.0))",
+    ),
+    "min": (
+        "if_le(x, y, x, if_eq(x, x, y, x))",
+        "if_le(x, y, g, if_eq(x, x, 0.0, g))",
+        "if_le(x, y, 0.0, if_eq(x, x, g, 0.0))",
+    ),
     "if_lt": ("if_lt(x, y, z, w)", "0.0", "0.0", "if_lt(x, y, g, 0.0)", "if_lt(x, y, 0.0, g)"),
     "if_le": ("if_le(x, y, z, w)", "0.0", "0.0", "if_le(x, y, g, 0.0)", "if_le(x, y, 0.0, g)"),
     "if_eq": ("if_eq(x, y, z, w)", "0.0", "0.0", "if_eq(x, y, g, 0.0)", "if_eq(x, y, 0.0, g)"),

@@ -521,8 +521,10 @@ def special(
     elif code == PICK:
         rows = tape.table(args[0])
         places = np.atleast_1d(values[args[1]])
-        if not np.all((places >= 0) & (places < len(rows))):
-            raise IndexError(f"row {row}: index {places} of a table of {len(rows)}")
+        outside = ~((places >= 0) & (places < len(rows)))
+        if outside.any():
+            place = places[outside][0]
+            raise IndexError(f"row {row}: index {place:g} of a table of {len(rows)}")
         choices = np.stack([np.atleast_1d(values[r]) for r in rows])
         found = np.take_along_axis(choices, places.astype(int)[None], 0)[0]
         values[row] = found if np.ndim(values[args[1]]) else float(found[0])
@@ -1108,8 +1110,7 @@ def back_again(
 class Table:
     """A list whose index may be a recorded number: `t[i]` is an operation, `t[i] = x` one a place.
 
-    A recorded index is rounded down. A read outside raises IndexError, at each point; a write
-    outside raises while recording, and later writes nowhere.
+    A recorded index is rounded down. An index outside raises IndexError, at each point.
     """
 
     def __init__(self, numbers: Sequence[Any]) -> None:
@@ -1119,11 +1120,12 @@ class Table:
         return len(self.numbers)
 
     def __getitem__(self, index: Any) -> Any:
-        if not isinstance(index, Active):
-            return self.numbers[int(floor(index))]
+        return self.read(index) if isinstance(index, Active) else self.numbers[int(floor(index))]
+
+    def read(self, index: Active) -> Active:
         tape, place = index.tape, floor(index)
         if not 0 <= place.value < len(self):
-            raise IndexError(f"{line(2)}: index {place.value:g} of a table of {len(self)}")
+            raise IndexError(f"{line(3)}: index {place.value:g} of a table of {len(self)}")
         rows, values = zip(*(tape.row_of(x) for x in self.numbers), strict=True)
         if not tape.tables or tape.tables[-1] != list(rows):
             tape.tables.append(list(rows))
@@ -1134,9 +1136,7 @@ class Table:
         if not isinstance(index, Active):
             self.numbers[int(floor(index))] = x
             return
-        place = floor(index)
-        if not 0 <= place.value < len(self):
-            raise IndexError(f"{line(2)}: index {place.value:g} of a table of {len(self)}")
+        place = Table(range(len(self))).read(index)  # checks the index at each point
         self.numbers = [if_eq(place, k, x, old) for k, old in enumerate(self.numbers)]
 
 # %% ../../nbs/30_taped.ipynb #674eabf6

@@ -27,11 +27,11 @@ from .callbacks import Callback
 from .checkpoint import Checkpoint
 from .log import RunLog, read_log, write_json
 from .loop import Trainer
-from .metrics import Accuracy
+from .metrics import Accuracy, Metric
 
 # %% auto #0
 __all__ = ['PROFILES', 'SMALL', 'IMAGES', 'ImageSettings', 'MLPSettings', 'recommended', 'in_package', 'image_data', 'mlp',
-           'train_images', 'train_mlp']
+           'train_model', 'train_images', 'train_mlp']
 
 # %% ../../nbs/15b_checkpoint.ipynb #5b165da4
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def image_data(settings: ImageSettings) -> tuple[ArrayDataset, ArrayDataset, Arr
     first, last = zip(*((a[:count], a[count:]) for a in train.arrays))
     return ArrayDataset(*first), ArrayDataset(*last), test
 
-# %% ../../nbs/15b_checkpoint.ipynb #b488e58f
+# %% ../../nbs/15b_checkpoint.ipynb #89e635f9
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> Sequential:
     "Linear layers with ReLU between them, for flattened images."
     sizes = [inputs, *hidden]
@@ -91,6 +91,39 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> Sequential:
     for a, b in pairwise(sizes):
         layers += [Linear(a, b), ReLU()]
     return Sequential(*layers, Linear(sizes[-1], outputs))
+
+# %% ../../nbs/15b_checkpoint.ipynb #962db432
+def train_model(
+    name: str, model: Module, settings: Any, loader: DataLoader, held_back: DataLoader,
+    folder: str | Path, *, loss: Callable[..., Tensor] = cross_entropy,
+    metrics: Sequence[Metric] = (), clip_norm: float | None = None, resume: bool = False,
+    callbacks: Sequence[Callback] = (), about: Mapping[str, Any] | None = None,
+) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
+    """Train with log, checkpoints and `run.json` in `folder`; returns also the record so far.
+
+    `settings`, a dataclass, has `data`, `seed`, `epochs`, `lr` and `weight_decay`. With `resume` a
+    run that was begun there goes on. Raises CheckpointError, TrainingError.
+    """
+    folder = Path(folder)
+    optimizer = AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    steps = settings.epochs * len(loader)
+    kept = Checkpoint(folder / "checkpoints", resume=resume, settings=asdict(settings))
+    trainer = Trainer(
+        model, loss, optimizer, metrics=metrics, clip_norm=clip_norm,
+        scheduler=WarmupCosine(optimizer, steps // 10, steps),
+        callbacks=[*callbacks, RunLog(folder), kept],
+    )  # fmt: skip
+    record = {"model": name, "data": settings.data, "seed": settings.seed}
+    record |= {**(about or {}), "settings": asdict(settings)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run.json", record)
+    with np.errstate(all="ignore"):  # the Trainer says it once if numbers overflow
+        history = trainer.fit(loader, held_back, epochs=settings.epochs)
+    return trainer, record | {
+        "parameters": sum(p.size for p in model.parameters()),
+        "steps": trainer.steps, "seconds": read_log(folder / "log.jsonl").seconds,
+        "train_loss": history[-1]["loss"], "val_loss": history[-1]["val_loss"],
+    }  # fmt: skip
 
 
 def train_images(
@@ -102,11 +135,10 @@ def train_images(
 ) -> dict[str, Any]:  # fmt: skip
     """Train what `build` makes on the first part of `data`, validate with the second, test.
 
-    Log, checkpoints and `run.json` are kept in `folder`; returns the record of the run. `augment`
-    is for training images only, `prepare` for all. With `resume` a run that was begun there goes
-    on. Raises CheckpointError, TrainingError.
+    Like `train_model`; returns the record of the run. `augment` is for training images only,
+    `prepare` for all.
     """
-    folder, n = Path(folder), settings.batch_size
+    n = settings.batch_size
     train, held_back, test = data
     fixed = Compose(*prepare)
     loaders = [
@@ -114,30 +146,13 @@ def train_images(
         *(DataLoader(part, 500, transform=fixed) for part in (held_back, test)),
     ]
     init.manual_seed(settings.seed)
-    model = build()
-    optimizer = AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    steps = settings.epochs * len(loaders[0])
-    trainer = Trainer(
-        model, loss, optimizer, metrics=[Accuracy()],
-        scheduler=WarmupCosine(optimizer, steps // 10, steps),
-        callbacks=[
-            *callbacks, RunLog(folder),
-            Checkpoint(folder / "checkpoints", resume=resume, settings=asdict(settings)),
-        ],
+    trainer, record = train_model(
+        name, build(), settings, loaders[0], loaders[1], folder, loss=loss, metrics=[Accuracy()],
+        resume=resume, callbacks=callbacks, about=about,
     )  # fmt: skip
-    record = {"model": name, "data": settings.data, "seed": settings.seed}
-    record |= {**(about or {}), "settings": asdict(settings)}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "run.json", record)
-    with np.errstate(all="ignore"):  # the Trainer says it once if numbers overflow
-        history = trainer.fit(loaders[0], loaders[1], epochs=settings.epochs)
     mark = trainer.evaluate(loaders[2], [Accuracy()])
-    record |= {
-        "steps": trainer.steps, "seconds": read_log(folder / "log.jsonl").seconds,
-        "train_loss": history[-1]["loss"], "val_loss": history[-1]["val_loss"],
-        "test_loss": mark["loss"], "test_accuracy": mark["accuracy"],
-    }  # fmt: skip
-    write_json(folder / "run.json", record)
+    record |= {"test_loss": mark["loss"], "test_accuracy": mark["accuracy"]}
+    write_json(Path(folder) / "run.json", record)
     return record
 
 # %% ../../nbs/15b_checkpoint.ipynb #e849b700
