@@ -104,7 +104,7 @@ FAULTS = {
     "float* x: __shared__ float s[64]; if (x[0] > 5) s[0] = 1; x[threadIdx.x] = s[5];":
         "nobody has written",
     "float* x: __shared__ float s[64]; s[threadIdx.x] = 1; x[threadIdx.x] = s[63 - threadIdx.x];":
-        "byte .* of s",
+        "element .* of s",
     "float* x: if (threadIdx.x < 8) __syncthreads();\nx[threadIdx.x] = 1;\n__syncthreads();":
         "wait for each other",
     "float* x: if (threadIdx.x > 8) __syncwarp(); x[threadIdx.x] = 1;": "has ended",
