@@ -20,7 +20,7 @@ def simulated(text, name, blocks, threads, *args, out):
     for order in ORDERS:
         given = tuple(np.array(x) if isinstance(x, np.ndarray) else x for x in args)
         try:
-            kernel = SimModule(text, order=order, seconds=2.0).get_function(name)
+            kernel = SimModule(text, order=order, seconds=1.0).get_function(name)
             kernel(blocks, threads, given)
         except (SimError, KeyError) as error:
             said = f"{error}".split(" (line")[0]
