@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from gradbook.course import core
 from gradbook.course.core import EXERCISES, judge
 from gradbook.cuda import sim
 from gradbook.cuda.sim import NoCompiler, SimError, SimModule
+from tools.notebook import lacking, load
 
 pytestmark = pytest.mark.skipif(not sim.available(), reason="no C++ compiler")
 BOTH = pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
@@ -302,6 +304,8 @@ def test_elsewhere_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sim.readiness().startswith("no simulator: the simulator of kernels needs Linux and g++")
     with pytest.raises(NoCompiler, match=r"this is darwin. It works in a container or, on Windows"):
         SimModule("int x;")
+    chapter = load(Path(__file__).resolve().parent.parent / "nbs" / "27_cuda.ipynb")
+    assert lacking(chapter) == "g++"  # so its stored outputs stand
     exercise = EXERCISES.get("27.3") or core.find("27.3")
     with pytest.raises(NoCompiler, match="container"):  # not a wrong answer, nor the book's fault
         judge(exercise, exercise.solution)

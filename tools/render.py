@@ -53,7 +53,7 @@ def colour_cpp(page: str) -> str:
             text, before = html.unescape(m[1]), last
             last = text
             if inside and '"""' not in text:
-                return highlight(text, "cuda")
+                return str(highlight(text, "cuda"))
             if text.strip().endswith('"""'):
                 inside = not inside and "r" in (before, text.strip()[0])
             return m[0]

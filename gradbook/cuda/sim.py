@@ -315,6 +315,9 @@ static void hear(int signal, siginfo_t* info, void* context) {
 
 # %% ../../nbs/27_cuda.ipynb #4a12d430
 LIMITS = r"""
+#ifndef sigev_notify_thread_id
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
 struct Guard {
     timer_t timer;
     bool timed = false;
@@ -336,7 +339,7 @@ struct Guard {
         }
         struct sigevent event = {};
         event.sigev_notify = SIGEV_THREAD_ID, event.sigev_signo = SIGVTALRM;
-        event._sigev_un._tid = syscall(SYS_gettid);
+        event.sigev_notify_thread_id = syscall(SYS_gettid);
         timed = seconds > 0 && !timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer);
         if (!timed) return;
         struct itimerspec when = {{0, 20000000}, {(time_t)seconds, 0}};
@@ -1073,7 +1076,7 @@ def without_c(code: str) -> set[str]:
 
 # %% ../../nbs/27_cuda.ipynb #ba27985b
 def as_cpp(code: str) -> str:
-    "The kernels of `code` as a C++ file: words before, entries behind, the text itself unchanged."
+    "`code` as a C++ file: words before it, doors to its kernels behind, itself unchanged."
     rooms = {name: kind for kind, name in DYNAMIC.findall(code)}
     room = "".join(
         f"__attribute__((aligned(16))) thread_local {kind} {name}[{BOUNDED} / sizeof({kind})];\n"
@@ -1108,7 +1111,7 @@ def compiled(code: str, options: tuple[str, ...], check: bool) -> Path:
     wide = f"-DWIDE={16 if check else 4}"  # unchecked, a float4 at an odd address must not crash
     flags = ("-S", "-g1", "-gdwarf-4", "-fno-extern-tls-init", wide, *watched, *options)
     assembly = built(as_cpp(code), flags, kind=".s").read_text(encoding="utf-8")
-    linked = ("-shared", "-Wl,-Bsymbolic")
+    linked = ("-shared", "-Wl,-Bsymbolic,--no-as-needed", "-lrt")
     return built(spaced(assembly), linked, (runtime,), ".so", "s")
 
 # %% ../../nbs/27_cuda.ipynb #29e0bc51
@@ -1382,8 +1385,10 @@ def told(module: SimModule, text: str, where: int) -> str:
     if not where or re.search(r"\bline \d", text):
         return text
     found = said_by("addr2line", "-i", "-e", str(module.path), hex(where - 1))
-    line = re.search(r"\bkernel:(\d+)", found)
-    lines = module.code.splitlines()
-    if line is None or not 0 < int(line[1]) <= len(lines):
+    lines = dict(enumerate(module.code.splitlines(), 1))
+    stack = [int(n) for n in re.findall(r"\bkernel:(\d+)", found)]  # the caller comes last
+    places = [f"line {n}: {lines[n].strip()}" for n in stack if n in lines]
+    if not places:
         return text
-    return f"{text} (line {line[1]}: {lines[int(line[1]) - 1].strip()})"
+    called = f"; from {places[-1]}" if len(places) > 1 else ""
+    return f"{text} ({places[0]}{called})"
