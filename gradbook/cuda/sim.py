@@ -1034,6 +1034,7 @@ def built(
     language: str = "cpp",
 ) -> Path:  # fmt: skip
     "The file compiled from `text`, made once for each content and flags. Raises SimError."
+    program = compiler()
     parts = [text, version(), language, *FLAGS, *flags, *(p.name for p in inputs)]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     folder = cache_folder()
@@ -1044,7 +1045,7 @@ def built(
             source.write_text(text, encoding="utf-8")
             files = [str(source), *map(str, inputs), "-o", str(out)]
             done = subprocess.run(
-                [compiler(), *FLAGS, *flags, *files], capture_output=True, text=True
+                [program, *FLAGS, *flags, *files], capture_output=True, text=True
             )
             if done.returncode:
                 first = [line for line in done.stderr.splitlines() if "error" in line][:3]
