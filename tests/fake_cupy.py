@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from gradbook.cuda.sim import SimModule
+from gradbook.cuda.sim import BOUNDED, SimModule
 
 COPIES: Counter[str] = Counter()  # "to host", "to device", "waits"
 PINNED: list[Any] = []
@@ -197,6 +197,7 @@ class RawModule:
 
     def get_function(self, name: str) -> Any:
         function = self.module.get_function(name)
+        function.max_dynamic_shared_size_bytes = BOUNDED  # the Launcher looks at it
 
         def launch(grid: Any, block: Any, args: Any, shared_mem: int = 0) -> None:
             LAUNCHES[name] += 1

@@ -104,7 +104,7 @@ FAULTS = {
     "float* x: __shared__ float s[64]; if (x[0] > 5) s[0] = 1; x[threadIdx.x] = s[5];":
         "nobody has written",
     "float* x: __shared__ float s[64]; s[threadIdx.x] = 1; x[threadIdx.x] = s[63 - threadIdx.x];":
-        "byte .* of s",
+        "element .* of s",
     "float* x: if (threadIdx.x < 8) __syncthreads();\nx[threadIdx.x] = 1;\n__syncthreads();":
         "wait for each other",
     "float* x: if (threadIdx.x > 8) __syncwarp(); x[threadIdx.x] = 1;": "has ended",
@@ -292,11 +292,15 @@ def test_softmax(rung: str, order: str) -> None:
             assert np.abs(y - softmax(from_bf16(to_bf16(x)))).max() < 1e-2
 
 
+PRODUCTS = [(n, n, n) for n in ODD[:-1]] + [(31, 1000, 33), (1000, 1, 127), (33, 127, 1000)]
+PRODUCTS += [(64, 64, 72), (1, 1000, 33), (127, 31, 8)]  # some with rows at multiples of 16 bytes
+
+
 @needs_compiler
+@pytest.mark.parametrize("order", sim.ORDERS)
 @pytest.mark.parametrize("rung", kernels.MATMUL_RUNGS)
-def test_matmul(rung: str) -> None:
-    shapes = [(1, 1, 1), (31, 33, 127), (127, 31, 33), (1, 1000, 33), (64, 64, 72)]
-    for (m, k, n), order in zip(shapes, ("forward", "reverse", "shuffled", "reverse", "forward")):
+def test_matmul(rung: str, order: str) -> None:
+    for m, k, n in PRODUCTS:
         a, b = some(m, k), some(k, n, seed=1)
         with simulating(order=order):
             if rung == "tensor":
@@ -309,12 +313,24 @@ def test_matmul(rung: str) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("order", sim.ORDERS)
 @pytest.mark.parametrize("rung", kernels.MATMUL_RUNGS)
-def test_matmul_has_no_races(rung: str) -> None:
-    a, b = some(33, 31), some(31, 40, seed=1)
-    a, b = (to_bf16(a), to_bf16(b)) if rung == "tensor" else (a, b)
-    with simulating(check=True, order="shuffled"):
-        kernels.matmul(a, b, rung)
+def test_matmul_has_no_races(rung: str, order: str) -> None:
+    for m, k, n in ((1, 1, 1), (33, 31, 40), (31, 64, 72)):
+        a, b = some(m, k), some(k, n, seed=1)
+        a, b = (to_bf16(a), to_bf16(b)) if rung == "tensor" else (a, b)
+        with simulating(check=True, order=order):
+            kernels.matmul(a, b, rung)
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", sim.ORDERS)
+@pytest.mark.parametrize("rung", kernels.SOFTMAX_RUNGS)
+def test_softmax_has_no_races(rung: str, order: str) -> None:
+    for n in (1, 33, 1000):
+        for x in (some(3, n), to_bf16(some(3, n))):
+            with simulating(check=True, order=order):
+                kernels.softmax(x, rung)
 
 
 @needs_compiler
@@ -332,12 +348,16 @@ def test_a_forgotten_wait_for_a_copy_is_seen() -> None:
 
 
 @needs_compiler
-def test_simple_kernels() -> None:
+@pytest.mark.parametrize("order", sim.ORDERS)
+def test_simple_kernels(order: str) -> None:
     for n in (*ODD, 4096):
         x, y = some(n), some(n, seed=1)
-        with simulating(check=n < 2000):
+        with simulating(check=n < 2000, order=order):
             assert np.allclose(kernels.axpy(0.3, x, y), y + np.float32(0.3) * x, atol=1e-6)
             assert np.allclose(kernels.row_sum(x[None]), x.sum(), rtol=1e-5, atol=1e-5)
+            half = to_bf16(x)
+            wanted = from_bf16(half).sum()
+            assert np.allclose(kernels.row_sum(half[None]), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_kernels_refuse_what_they_cannot_do() -> None:

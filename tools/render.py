@@ -6,6 +6,7 @@ python -m tools.render [--with quarto|smalldocs]
 from __future__ import annotations
 
 import argparse
+import html
 import re
 import shutil
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE, SITE = ROOT / "_proc", ROOT / "_site"
+PYTHON = re.compile(r'<code class="sourceCode python">.*?</code>', re.S)
+STRING = re.compile(r'<span class="(?:st|vs)">(.*?)</span>', re.S)
+CPP = re.compile(r"__global__|__device__|#define|#include|>(?:static|struct) |extern &quot;C")
 
 
 def quarto() -> None:
@@ -30,6 +34,33 @@ def smalldocs() -> None:
             print("smalldocs:", warning)
     for page in SITE.glob("*.html"):
         page.write_text(tidy(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def colour_cpp(page: str) -> str:
+    """C++ in the raw strings of Python code, coloured as C++ and not as one long string.
+
+    Both renderers put each line of such a string into a span of its own.
+    """
+    from smalldocs.highlight import highlight
+
+    def block(found: re.Match[str]) -> str:
+        if not CPP.search(found[0]):
+            return found[0]
+        inside, last = False, ""
+
+        def line(m: re.Match[str]) -> str:
+            nonlocal inside, last
+            text, before = html.unescape(m[1]), last
+            last = text
+            if inside and '"""' not in text:
+                return str(highlight(text, "cuda"))
+            if text.strip().endswith('"""'):
+                inside = not inside and "r" in (before, text.strip()[0])
+            return m[0]
+
+        return STRING.sub(line, found[0])
+
+    return PYTHON.sub(block, page)
 
 
 def tidy(page: str) -> str:
@@ -59,6 +90,10 @@ def main() -> None:
     args = parser.parse_args()
     shutil.rmtree(SITE, ignore_errors=True)
     renderers[args.renderer]()
+    for path in SITE.glob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        if (coloured := colour_cpp(page)) != page:
+            path.write_text(coloured, encoding="utf-8")
     (SITE / "notebooks").mkdir(exist_ok=True)
     for notebook in (ROOT / "nbs").glob(
         "[0-9]*.ipynb"

@@ -15,11 +15,13 @@ from .sim import Report, SimModule, kernels_in
 from ..tensor.backend import Array, namespace
 
 # %% auto #0
-__all__ = ['UNWATCHED', 'SIMULATION', 'PRELUDE', 'SIMPLE', 'SOFTMAX', 'SOFTMAX_RUNGS', 'MATMUL', 'VECTORISED', 'TENSOR_CORES',
-           'TENSOR_MATMUL', 'MATMUL_RUNGS', 'TENSOR_SHARED', 'KernelError', 'simulating', 'Source', 'to_bf16',
-           'from_bf16', 'kind_of', 'even', 'axpy', 'row_sum', 'softmax', 'matmul']
+__all__ = ['UNWATCHED', 'SIMULATION', 'TYPES', 'SUMS', 'PRELUDE', 'SIMPLE', 'SOFTMAX_NAIVE', 'SOFTMAX_SHARED', 'SOFTMAX_WARP',
+           'SOFTMAX', 'SOFTMAX_RUNGS', 'MATMUL_TILED', 'MATMUL', 'FOURS', 'VECTORISED', 'MMA', 'LDMATRIX', 'COPY_ASYNC',
+           'TENSOR_CORES', 'TENSOR_TILES', 'TENSOR_MATMUL', 'MATMUL_RUNGS', 'TENSOR_SHARED', 'KernelError',
+           'simulating', 'on_card', 'on_simulator', 'Source', 'to_bf16', 'from_bf16', 'kind_of', 'even', 'axpy',
+           'row_sum', 'softmax', 'matmul']
 
-# %% ../../nbs/27_cuda.ipynb #8c7a04c4
+# %% ../../nbs/27_cuda.ipynb #5d08f3bb
 class KernelError(ValueError):
     "Arrays that a kernel can't work on; the message names them."
 
@@ -37,7 +39,29 @@ def simulating(**how: Any) -> Iterator[None]:
     finally:
         SIMULATION.reset(token)
 
+# %% ../../nbs/27_cuda.ipynb #a2d5629f
+@cache
+def on_card(code: str, name: str, options: tuple[str, ...], shared: int, device: int) -> Any:
+    "A kernel for the card `device`."
+    from cupy import RawModule
 
+    function = RawModule(code=code, options=("-std=c++17", *options)).get_function(name)
+    if shared > 48 << 10:
+        function.max_dynamic_shared_size_bytes = shared
+    return function
+
+
+@cache
+def on_simulator(
+    code: str, name: str, options: tuple[str, ...], shared: int, how: frozenset[Any]
+) -> Any:
+    "A kernel for NumPy's arrays."
+    function = SimModule(code, options, **dict(how)).get_function(name)
+    if shared > 48 << 10:
+        function.max_dynamic_shared_size_bytes = shared
+    return function
+
+# %% ../../nbs/27_cuda.ipynb #b7d1719a
 class Source:
     "Kernels in CUDA C++. They run where their arrays are: on a card, or in the simulator."
 
@@ -46,23 +70,10 @@ class Source:
     def __init__(self, code: str, **defaults: Any) -> None:
         self.code, self.defaults = PRELUDE + code, defaults
         self.names = tuple(kernels_in(code))
-        self.simulated = cache(self._simulated)
-        self.on_card = cache(self._on_card)
 
     def options(self, **defines: Any) -> tuple[str, ...]:
         "The defines as options of a compiler."
         return tuple(f"-D{k}={v}" for k, v in sorted({**self.defaults, **defines}.items()))
-
-    def _simulated(self, name: str, options: tuple[str, ...], how: frozenset[Any]) -> Any:
-        return SimModule(self.code, options, **dict(how)).get_function(name)
-
-    def _on_card(self, name: str, options: tuple[str, ...], shared: int, device: int) -> Any:
-        from cupy import RawModule
-
-        function = RawModule(code=self.code, options=("-std=c++17", *options)).get_function(name)
-        if shared > 48 << 10:  # more has to be asked for
-            function.max_dynamic_shared_size_bytes = shared
-        return function
 
     def __call__(
         self, name: str, blocks: Sequence[int], threads: int, *args: Any, shared: int = 0,
@@ -81,14 +92,14 @@ class Source:
             raise KernelError(f"{name}: an array has 2**31 elements or more")
         if xp is np:
             how = frozenset(SIMULATION.get().items())
-            function = self.simulated(name, options, how)
+            function = on_simulator(self.code, name, options, shared, how)
         else:
-            function = self.on_card(name, options, shared, arrays[0].device.id)
+            function = on_card(self.code, name, options, shared, arrays[0].device.id)
         function(tuple(blocks), (threads,), given, shared_mem=shared)
         self.last = getattr(function, "report", None)
 
-# %% ../../nbs/27_cuda.ipynb #c18f16e0
-PRELUDE = r"""
+# %% ../../nbs/27_cuda.ipynb #2eef0487
+TYPES = r"""
 typedef unsigned short bf16;
 #ifndef REAL
 #define REAL float
@@ -104,6 +115,10 @@ __device__ __forceinline__ bf16 down(float x) {  // to the nearest, ties to even
 }
 __device__ __forceinline__ void put(float* p, float x) { *p = x; }
 __device__ __forceinline__ void put(bf16* p, float x) { *p = down(x); }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #f67fe070
+SUMS = r"""
 __device__ __forceinline__ float warp_sum(float v) {
     for (int k = 16; k; k >>= 1) v += __shfl_xor_sync(ALL, v, k);
     return v;
@@ -129,6 +144,7 @@ __device__ __forceinline__ float block_max(float v, float* room) {
     return warp_max(lane < warps ? room[lane] : LOWEST);
 }
 """
+PRELUDE = TYPES + SUMS
 
 # %% ../../nbs/27_cuda.ipynb #c626c67d
 def to_bf16(x: Array) -> Array:
@@ -152,7 +168,7 @@ def kind_of(x: Array) -> str:
         raise KernelError(f"kernels compute with float32, or bf16 as uint16; not {x.dtype}")
     return names[x.dtype.name]
 
-# %% ../../nbs/27_cuda.ipynb #cf193625
+# %% ../../nbs/27_cuda.ipynb #bff163f2
 SIMPLE = Source(r"""
 extern "C" __global__ void axpy(const float* x, const float* y, float* out, float a, int n) {
     int first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
@@ -174,7 +190,7 @@ extern "C" __global__ void row_sum(const REAL* x, float* out, int n) {
 }
 """, EVEN=0)
 
-
+# %% ../../nbs/27_cuda.ipynb #dfd1c398
 def even(*arrays: Array) -> int:
     "1 if all arrays begin at a multiple of 16 bytes, as loads of four floats need; else 0."
     starts = (x.ctypes.data if type(x) is np.ndarray else x.data.ptr for x in arrays)
@@ -198,8 +214,8 @@ def row_sum(x: Array) -> Array:
         out[...] = 0
     return out
 
-# %% ../../nbs/27_cuda.ipynb #8e5dbacc
-SOFTMAX = Source(r"""
+# %% ../../nbs/27_cuda.ipynb #01591492
+SOFTMAX_NAIVE = r"""
 extern "C" __global__ void softmax_naive(const REAL* x, REAL* y, int rows, int n) {
     int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
@@ -209,6 +225,10 @@ extern "C" __global__ void softmax_naive(const REAL* x, REAL* y, int rows, int n
     for (int i = 0; i < n; i++) sum += expf(up(x[i]) - top);
     for (int i = 0; i < n; i++) put(y + i, expf(up(x[i]) - top) / sum);
 }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #e0e4bd36
+SOFTMAX_SHARED = r"""
 extern "C" __global__ void softmax_shared(const REAL* x, REAL* y, int rows, int n) {
     __shared__ float room[256];
     x += (long long)blockIdx.x * n, y += (long long)blockIdx.x * n;
@@ -232,6 +252,10 @@ extern "C" __global__ void softmax_shared(const REAL* x, REAL* y, int rows, int 
     sum = room[0];
     for (int i = threadIdx.x; i < n; i += 256) put(y + i, expf(up(x[i]) - top) / sum);
 }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #52e4f70f
+SOFTMAX_WARP = r"""
 extern "C" __global__ void softmax_warp(const REAL* x, REAL* y, int rows, int n) {
     __shared__ float room[32];
     x += (long long)blockIdx.x * n, y += (long long)blockIdx.x * n;
@@ -255,7 +279,10 @@ extern "C" __global__ void softmax_online(const REAL* x, REAL* y, int rows, int 
     sum = block_sum(sum * expf(top - highest), room);
     for (int i = threadIdx.x; i < n; i += blockDim.x) put(y + i, expf(up(x[i]) - highest) / sum);
 }
-""")
+"""
+
+# %% ../../nbs/27_cuda.ipynb #121da4c7
+SOFTMAX = Source(SOFTMAX_NAIVE + SOFTMAX_SHARED + SOFTMAX_WARP)
 SOFTMAX_RUNGS = ("naive", "shared", "warp", "online")
 
 
@@ -270,8 +297,8 @@ def softmax(x: Array, rung: str = "online") -> Array:
         SOFTMAX(f"softmax_{rung}", (blocks,), 256, x, out, rows, n, REAL=kind_of(x))
     return out
 
-# %% ../../nbs/27_cuda.ipynb #9d07028c
-MATMUL = Source(r"""
+# %% ../../nbs/27_cuda.ipynb #06d08055
+MATMUL_TILED = r"""
 extern "C" __global__ void matmul_naive(const float* a, const float* b, float* c,
                                         int m, int n, int k) {
     int row = blockIdx.y * 16 + threadIdx.x / 16, col = blockIdx.x * 16 + threadIdx.x % 16;
@@ -295,6 +322,10 @@ extern "C" __global__ void matmul_tiled(const float* a, const float* b, float* c
     }
     if (row < m && col < n) c[row * n + col] = sum;
 }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #554630d2
+MATMUL = Source(MATMUL_TILED + r"""
 extern "C" __global__ void matmul_blocked(const float* a, const float* b, float* c,
                                           int m, int n, int k) {
     __shared__ float as[16][64 + 1], bs[16][64];  // the tile of a lies transposed
@@ -323,8 +354,8 @@ extern "C" __global__ void matmul_blocked(const float* a, const float* b, float*
 }
 """)
 
-# %% ../../nbs/27_cuda.ipynb #63bf1cfe
-VECTORISED = Source(r"""
+# %% ../../nbs/27_cuda.ipynb #1db45c98
+FOURS = r"""
 __device__ __forceinline__ float4 four(const float* x, int row, int col, int rows, int cols) {
     float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     if (row >= rows || col >= cols) return v;
@@ -351,6 +382,10 @@ __device__ __forceinline__ void put_four(float* x, int row, int col, int rows, i
     if (col + 3 < cols) p[3] = v.w;
 #endif
 }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #1595c2b2
+VECTORISED = Source(FOURS + r"""
 extern "C" __global__ void __launch_bounds__(256) matmul_vectorised(
     const float* a, const float* b, float* c, int m, int n, int k) {
     __shared__ __align__(16) float as[2][8][128], bs[2][8][128];
@@ -389,8 +424,8 @@ extern "C" __global__ void __launch_bounds__(256) matmul_vectorised(
 }
 """, EVEN=0)
 
-# %% ../../nbs/27_cuda.ipynb #9f131081
-TENSOR_CORES = r"""
+# %% ../../nbs/27_cuda.ipynb #624ed7ab
+MMA = r"""
 __device__ __forceinline__ unsigned place(const void* shared) {
 #ifdef __CUDA_ARCH__
     return (unsigned)__cvta_generic_to_shared(shared);
@@ -421,6 +456,10 @@ __device__ __forceinline__ void mma(float d[4], const unsigned a[4], const unsig
     }
 #endif
 }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #06f3e6ee
+LDMATRIX = r"""
 // four matrices of 8 x 8; lane l says where row l%8 of matrix l/8 is, and gets two numbers of each
 __device__ __forceinline__ void ldmatrix(unsigned r[4], const bf16* row) {
 #ifdef __CUDA_ARCH__
@@ -448,6 +487,10 @@ __device__ __forceinline__ void ldmatrix_turned(unsigned r[4], const bf16* row) 
     }
 #endif
 }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #0aa2b921
+COPY_ASYNC = r"""
 // 8 numbers from global to shared memory, of which `valid` exist and the rest are 0
 __device__ __forceinline__ void copy_async(bf16* to, const bf16* from, int valid) {
 #if EVEN && defined(__CUDA_ARCH__)
@@ -461,14 +504,14 @@ __device__ __forceinline__ void copy_async(bf16* to, const bf16* from, int valid
     sim_copy(to, eight, 16);
 #endif
 }
-__device__ __forceinline__ void copy_commit() {  // what was begun since the last time is a group
+__device__ __forceinline__ void copy_commit() {
 #ifdef __CUDA_ARCH__
     asm volatile("cp.async.commit_group;" ::: "memory");
 #else
     sim_commit();
 #endif
 }
-template <int N> __device__ __forceinline__ void copy_wait() {  // until N groups are under way
+template <int N> __device__ __forceinline__ void copy_wait() {
 #ifdef __CUDA_ARCH__
     asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
 #else
@@ -476,9 +519,10 @@ template <int N> __device__ __forceinline__ void copy_wait() {  // until N group
 #endif
 }
 """
+TENSOR_CORES = MMA + LDMATRIX + COPY_ASYNC
 
-# %% ../../nbs/27_cuda.ipynb #ad37eece
-TENSOR_MATMUL = Source(TENSOR_CORES + r"""
+# %% ../../nbs/27_cuda.ipynb #984c804a
+TENSOR_TILES = r"""
 #define STAGES 3
 #define A_ROW 40
 #define B_ROW 136
@@ -498,6 +542,10 @@ __device__ __forceinline__ void bring(bf16* as, bf16* bs, const bf16* a, const b
     }
     copy_commit();
 }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #c79eafc7
+TENSOR_MATMUL = Source(TENSOR_CORES + TENSOR_TILES + r"""
 extern "C" __global__ void __launch_bounds__(256) matmul_tensor(
     const bf16* a, const bf16* b, bf16* c, int m, int n, int k) {
     extern __shared__ __align__(16) bf16 tiles[];

@@ -25,11 +25,13 @@ from typing import Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['WORDS', 'MEETINGS', 'NUMBERS', 'FIBERS', 'SCHEDULE', 'MEMORY', 'START', 'TAIL', 'FLAGS', 'BOUNDED', 'KERNEL',
-           'DYNAMIC', 'ORDERS', 'COMMENT', 'COUNTS', 'ONE_AT_A_TIME', 'MOST', 'SimError', 'NoCompiler', 'compiler',
-           'available', 'cache_folder', 'private_folder', 'run_compiler', 'version', 'built', 'kernels_in', 'simulated',
-           'compiled', 'How', 'Given', 'packed', 'checked_array', 'Report', 'SimModule', 'Function', 'three', 'said_by',
-           'told']
+__all__ = ['WORDS', 'MEETINGS', 'NUMBERS', 'ATOMICS', 'THREADS', 'SWITCH', 'ENTER', 'SIGNALS', 'LIMITS', 'MEET', 'WARPS',
+           'BARRIER', 'SCHEDULE', 'PLACES', 'CROWDS', 'RACES', 'FOLLOW', 'TRAFFIC', 'STRAY', 'TOUCH', 'COPIES', 'HOOKS',
+           'START', 'RUN', 'RUNTIME', 'TAIL', 'FLAGS', 'BOUNDED', 'KERNEL', 'DYNAMIC', 'ORDERS', 'COMMENT', 'COUNTS',
+           'STATIC', 'MOST', 'ONE_AT_A_TIME', 'STACKS', 'SimError', 'NoCompiler', 'compiler', 'available', 'readiness',
+           'cache_folder', 'private_folder', 'version', 'built', 'kernels_in', 'without_c', 'as_cpp', 'spaced',
+           'compiled', 'SharedArray', 'said_by', 'shared_arrays', 'Given', 'Part', 'How', 'packed', 'checked_array',
+           'Report', 'SimModule', 'Function', 'three', 'check_sizes', 'run_kernel', 'told']
 
 # %% ../../nbs/27_cuda.ipynb #29010c4a
 WORDS = r"""
@@ -53,7 +55,7 @@ extern "C" uint3 sim_thread() SAME, sim_block() SAME, sim_threads() SAME, sim_bl
 #define warpSize 32
 """
 
-# %% ../../nbs/27_cuda.ipynb #715d4e0e
+# %% ../../nbs/27_cuda.ipynb #5e139592
 MEETINGS = r"""
 extern "C" void sim_barrier(int line);
 extern "C" int sim_lane() SAME;
@@ -92,7 +94,7 @@ static void sim_syncwarp(int line, unsigned m = 0xffffffffu) { sim_vote(line, m,
 #define __all_sync(m, p) (sim_vote(__LINE__, m, (p) ? 0 : 1) == 0)
 """
 
-# %% ../../nbs/27_cuda.ipynb #63e963c6
+# %% ../../nbs/27_cuda.ipynb #311dc4da
 NUMBERS = r"""
 #define QUIET __attribute__((no_sanitize("thread"), noipa))
 #define PLAIN QUIET static
@@ -125,31 +127,50 @@ template <class B, class A> static inline B sim_cast(A a) {
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <class T> static inline T min(T a, T b) { return b < a ? b : a; }
 template <class T> static inline T max(T a, T b) { return a < b ? b : a; }
-extern "C" void sim_atomic(const void* place, int size);
-#define ATOMIC(name, result) \
-    template <class T> PLAIN T name(T* place, T value) { \
-        sim_atomic(place, sizeof(T)); \
+"""
+
+# %% ../../nbs/27_cuda.ipynb #1d5026cb
+ATOMICS = r"""
+extern "C" void sim_atomic(const void* place, int size, int reads, void* from);
+template <class T> struct sim_same { typedef T type; };
+#define ATOMIC(name, reads, result) \
+    template <class T> PLAIN T name(T* place, typename sim_same<T>::type value) { \
+        sim_atomic(place, sizeof(T), reads, __builtin_return_address(0)); \
         T old = *place; \
         *place = result; \
         return old; \
     }
-ATOMIC(atomicAdd, old + value)
-ATOMIC(atomicMax, old < value ? value : old)
-ATOMIC(atomicMin, value < old ? value : old)
-ATOMIC(atomicExch, value)
-ATOMIC(atomicOr, old | value)
+ATOMIC(atomicAdd, 1, old + value)
+ATOMIC(atomicSub, 1, old - value)
+ATOMIC(atomicMax, 1, old < value ? value : old)
+ATOMIC(atomicMin, 1, value < old ? value : old)
+ATOMIC(atomicExch, 0, value)
+ATOMIC(atomicOr, 1, old | value)
+ATOMIC(atomicAnd, 1, old & value)
+template <class T> PLAIN T atomicCAS(T* place, typename sim_same<T>::type expected,
+                                     typename sim_same<T>::type value) {
+    sim_atomic(place, sizeof(T), 1, __builtin_return_address(0));
+    T old = *place;
+    if (old == expected) *place = value;
+    return old;
+}
 """
 
-# %% ../../nbs/27_cuda.ipynb #b85554f8
-FIBERS = r"""
+# %% ../../nbs/27_cuda.ipynb #ca94abf6
+THREADS = r"""
 #include <link.h>
+#include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <ucontext.h>
+#include <unistd.h>
 #include <algorithm>
 #include <unordered_map>
 #include <vector>
@@ -174,36 +195,54 @@ struct Launch {
     char error[400];
     void* where;
 };
-static const int MOST = 1024, STACK = 1 << 16;
+"""
+
+# %% ../../nbs/27_cuda.ipynb #62420161
+SWITCH = r"""
+static const int MOST = 1024, STACK = 1 << 16, PAGE = 1 << 12;
 static Thread threads[MOST];
 static Thread* now;
 static Launch launch;
 static jmp_buf scheduler;
 static int64_t budget;
-static char* stacks;
+static char *stacks, *code_start, *code_end;
+static volatile sig_atomic_t inside = 1, late;  // inside the simulator; told to stop
 
 extern "C" uint3 sim_thread() { return now->index; }
 extern "C" uint3 sim_block() { return launch.block; }
 extern "C" uint3 sim_threads() { return launch.threads; }
 extern "C" uint3 sim_blocks() { return launch.blocks; }
 extern "C" int sim_lane() { return (now - threads) % 32; }
+static int number() { return now - threads; }
 
 static void fail(const char* text, ...) {
+    inside = 1;
     va_list words;
     va_start(words, text);
     vsnprintf(launch.error, sizeof launch.error, text, words);
     va_end(words);
-    for (Thread& t : threads) t.begun = false;
     _longjmp(scheduler, 2);
 }
+static void stop_if_late() {
+    if (late) fail(late == 1 ? "still running when its time was up; does a loop ever end?"
+                             : "interrupted");
+}
 static void leave(State state, int line) {
+    inside = 1;
     now->state = state;
     now->line = line;
+    stop_if_late();
     if (state != DONE && --budget < 0) fail("line %d: met too often; does a loop ever end?", line);
     if (!_setjmp(now->here)) _longjmp(scheduler, 1);
+    inside = 0;
 }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #3d6b980b
+ENTER = r"""
 static void live() {
     for (;;) {
+        inside = 0;
         launch.enter(launch.args);
         leave(DONE, 0);
     }
@@ -215,24 +254,115 @@ static bool enter(Thread& t) {
     if (now->begun) _longjmp(now->here, 1);
     ucontext_t fresh;
     getcontext(&fresh);
-    fresh.uc_stack.ss_sp = stacks + (now - threads) * STACK;
-    fresh.uc_stack.ss_size = STACK;
+    fresh.uc_stack.ss_sp = stacks + number() * STACK + PAGE;
+    fresh.uc_stack.ss_size = STACK - PAGE;
     fresh.uc_link = nullptr;
     now->begun = true;
     makecontext(&fresh, live, 0);
     setcontext(&fresh);
     return false;
 }
+extern "C" __attribute__((visibility("default"))) char* sim_stacks() {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    char* made = (char*)mmap(nullptr, MOST * STACK, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (made == MAP_FAILED) return nullptr;
+    for (int k = 0; k < MOST; k++) mprotect(made + k * STACK, PAGE, PROT_NONE);
+    return made;
+}
 """
 
-# %% ../../nbs/27_cuda.ipynb #f281faab
-SCHEDULE = r"""
+# %% ../../nbs/27_cuda.ipynb #167842be
+SIGNALS = r"""
+#if defined(__x86_64__)
+#define PLACE(context) ((char*)((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP])
+#else
+#define PLACE(context) ((char*)((ucontext_t*)context)->uc_mcontext.pc)
+#endif
+static const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGVTALRM, SIGINT};
+static const int KINDS = sizeof SIGNALS / sizeof *SIGNALS;
+static struct sigaction others[KINDS];  // what was done about them before
+static pthread_t runner;
+
+static void name_fault(int signal, char* at) {
+    const char* who = "thread %d of block %d";
+    char name[60];
+    snprintf(name, sizeof name, who, number(), launch.number);
+    if (signal == SIGFPE) fail("%s divides a whole number by zero", name);
+    if (signal == SIGILL || signal == SIGTRAP) fail("%s comes to a place that has no code", name);
+    if (at >= stacks && at < stacks + MOST * STACK)
+        fail("%s: its local arrays need more than %d bytes", name, STACK - PAGE);
+    fail("%s reaches for an address where nothing is", name);
+}
+static void hear(int signal, siginfo_t* info, void* context) {
+    int k = std::find(SIGNALS, SIGNALS + KINDS, signal) - SIGNALS;
+    bool mine = pthread_equal(pthread_self(), runner);
+    if (signal == SIGINT || signal == SIGVTALRM) {
+        late = signal == SIGINT ? 2 : late ? late : 1;
+        if (signal == SIGINT) others[k].sa_handler(signal);  // Python's own, which takes a note
+        if (!mine) pthread_kill(runner, SIGVTALRM);
+        char* at = PLACE(context);
+        if (!mine || inside || at < code_start || at >= code_end) return;
+        launch.where = at + 1;
+        stop_if_late();
+    }
+    if (mine && !inside) {
+        launch.where = PLACE(context) + 1;
+        name_fault(signal, (char*)info->si_addr);
+    }
+    sigaction(signal, &others[k], nullptr);  // not ours: it happens again, to whom it concerns
+}
+"""
+
+# %% ../../nbs/27_cuda.ipynb #4a12d430
+LIMITS = r"""
+#ifndef sigev_notify_thread_id
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+struct Guard {
+    timer_t timer;
+    bool timed = false;
+    stack_t before;
+    char* room = (char*)malloc(SIGSTKSZ + (1 << 15));  // handlers run on a stack of their own
+    Guard(double seconds) {
+        runner = pthread_self(), late = 0, inside = 1;
+        stack_t own = {};
+        own.ss_sp = room, own.ss_size = SIGSTKSZ + (1 << 15);
+        sigaltstack(&own, &before);
+        struct sigaction ours = {};
+        ours.sa_sigaction = hear;
+        ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER | SA_RESTART;
+        for (int k = 0; k < KINDS; k++) {
+            sigaction(SIGNALS[k], nullptr, &others[k]);
+            auto old = others[k].sa_handler;
+            if (SIGNALS[k] == SIGINT && (old == SIG_DFL || old == SIG_IGN)) continue;
+            sigaction(SIGNALS[k], &ours, nullptr);
+        }
+        struct sigevent event = {};
+        event.sigev_notify = SIGEV_THREAD_ID, event.sigev_signo = SIGVTALRM;
+        event.sigev_notify_thread_id = syscall(SYS_gettid);
+        timed = seconds > 0 && !timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer);
+        if (!timed) return;
+        struct itimerspec when = {{0, 20000000}, {(time_t)seconds, 0}};
+        when.it_value.tv_nsec = (seconds - (time_t)seconds) * 1e9;
+        timer_settime(timer, 0, &when, nullptr);
+    }
+    ~Guard() {
+        if (timed) timer_delete(timer);
+        for (int k = 0; k < KINDS; k++) sigaction(SIGNALS[k], &others[k], nullptr);
+        sigaltstack(&before, nullptr);
+        free(room);
+    }
+};
+"""
+
+# %% ../../nbs/27_cuda.ipynb #0f6fb1aa
+MEET = r"""
 static unsigned present(int warp) {  // the lanes that a warp really has
     int lanes = std::min(32, launch.count - 32 * warp);
     return lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
 }
 static unsigned meet(int line, unsigned mask, uint64_t word) {
-    int warp = (now - threads) / 32;
+    int warp = number() / 32;
     now->mask = mask & present(warp);
     if (!(mask >> sim_lane() & 1)) fail("line %d: a lane is not in its own mask", line);
     now->slot[now->turn & 1] = word;
@@ -254,15 +384,10 @@ extern "C" unsigned sim_vote(int line, unsigned mask, int yes) {
         if (mask >> k & 1) votes |= (unsigned)lanes[k].slot[(now->turn - 1) & 1] << k;
     return votes;
 }
-static const char* place(const Thread& t) {
-    static char text[2][60];
-    static int turn;
-    char* out = text[turn++ & 1];
-    const char* kinds[] = {"ready", "at __syncthreads, line", "among its warp, line", "at its end"};
-    int n = snprintf(out, 60, "thread %d is %s", int(&t - threads), kinds[t.state]);
-    if (t.state != DONE) snprintf(out + n, 60 - n, " %d", t.line);
-    return out;
-}
+"""
+
+# %% ../../nbs/27_cuda.ipynb #45d89fbc
+WARPS = r"""
 static int warp_clock[MOST / 32], met[MOST][32];  // up to when a lane knows of another one
 static void note_meeting(int warp, unsigned mask) {
     int known[32] = {0}, time = ++warp_clock[warp];
@@ -274,7 +399,6 @@ static void note_meeting(int warp, unsigned mask) {
     for (int k = 0; k < 32; k++)
         if (mask >> k & 1) memcpy(met[32 * warp + k], known, sizeof known);
 }
-static int block_turn;
 static bool checking;
 static void release_warp(int warp) {
     Thread* lanes = threads + 32 * warp;
@@ -295,6 +419,20 @@ static void release_warp(int warp) {
         if (checking) note_meeting(warp, mask);
     }
 }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #d7a71643
+BARRIER = r"""
+static const char* place(const Thread& t) {
+    static char text[2][60];
+    static int turn;
+    char* out = text[turn++ & 1];
+    const char* kinds[] = {"ready", "at __syncthreads, line", "among its warp, line", "at its end"};
+    int n = snprintf(out, 60, "thread %d is %s", int(&t - threads), kinds[t.state]);
+    if (t.state != DONE) snprintf(out + n, 60 - n, " %d", t.line);
+    return out;
+}
+static int block_turn;
 static void release_block() {
     Thread *first = nullptr, *odd = nullptr;
     for (int k = 0; k < launch.count; k++) {
@@ -308,6 +446,10 @@ static void release_block() {
         if (threads[k].state == AT_BARRIER) threads[k].state = READY;
     block_turn++;
 }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #fd61e154
+SCHEDULE = r"""
 static uint64_t draw() {
     launch.random ^= launch.random << 13;
     launch.random ^= launch.random >> 7;
@@ -343,32 +485,45 @@ static bool run_block(std::vector<int>& order) {
 }
 """
 
-# %% ../../nbs/27_cuda.ipynb #cbc9e2bf
-MEMORY = r"""
+# %% ../../nbs/27_cuda.ipynb #ea65b118
+PLACES = r"""
 struct Stamp { int thread = -1, of = 0, turn = 0, time = 0; };  // who, of which block, when
 struct Cell {
-    Stamp wrote, read, mate, other, abroad;  // readers: the last; of its warp; another; far away
-    int of = -1;  // the block
-    bool atomic = false;
+    Stamp wrote, read, added, read_abroad, added_abroad;  // the last one; one of another block
+    int readers = -1, adders = -1, of = -1;  // all since the last barrier, if several; the block
 };
 struct Array {
     char* start;
     int64_t bytes;
     int grain, number;
     std::vector<Cell> cells;
+    std::vector<std::vector<Stamp>> crowds;
 };
-struct Request { int bytes; std::vector<uint64_t> places; };
+struct Part { int64_t start, bytes; const char* name; };  // an array in shared memory
 static std::vector<Array> arrays;
 static Array shared;
+static std::vector<Part> parts;
 struct Room { char *start, *end; };
 static std::vector<Room> rooms;  // dynamic shared memory
-static char *code_start, *code_end;
-static bool profiling;
-static int64_t *counts, *traffic;
-static std::unordered_map<uint64_t, Request> requests;
-static std::unordered_map<uint64_t, int> times;
 
-static int number() { return now - threads; }
+static const Part* part_at(int64_t at, int size) {
+    for (const Part& p : parts)
+        if (at >= p.start && at + size <= p.start + p.bytes) return &p;
+    return nullptr;
+}
+static const char* named(const Array& a, int64_t at, int size) {  // "element 5 of part"
+    static char text[100];
+    if (a.number >= 0)
+        snprintf(text, sizeof text, "element %d of argument %d", int(at / a.grain), a.number);
+    else if (const Part* p = part_at(at, 1))
+        snprintf(text, sizeof text, "element %d of %s", int((at - p->start) / size), p->name);
+    else snprintf(text, sizeof text, "byte %d of shared memory", int(at));
+    return text;
+}
+"""
+
+# %% ../../nbs/27_cuda.ipynb #d9888f2a
+CROWDS = r"""
 static bool before(const Stamp& s) {  // did that access surely happen before this one?
     int t = number();
     if (s.thread < 0) return true;
@@ -376,47 +531,122 @@ static bool before(const Stamp& s) {  // did that access surely happen before th
     return s.thread == t || s.turn < block_turn ||
            (s.thread / 32 == t / 32 && s.time < met[t][s.thread % 32]);
 }
-static void race(const Array& a, int64_t at, const char* doing, const Stamp& s, const char* did) {
-    char name[40];
-    if (a.number < 0) snprintf(name, sizeof name, "byte %d of shared memory", int(at));
-    else snprintf(name, sizeof name, "element %d of argument %d", int(at / a.grain), a.number);
-    if (s.of != launch.number)
-        fail("race: block %d %s %s, which block %d %s", launch.number, doing, name, s.of, did);
-    fail("race: thread %d %s %s, which thread %d %s, and no barrier is between them", number(),
-         doing, name, s.thread, did);
+static void join(std::vector<Stamp>& crowd, const Stamp& s) {  // of each thread the last one
+    if (crowd.size() == 16 && launch.count > 16) {  // from here on, a place for each thread
+        std::vector<Stamp> wide(launch.count);
+        for (const Stamp& c : crowd) wide[c.thread] = c;
+        crowd.swap(wide);
+    }
+    if (crowd.size() > 16) {
+        crowd[s.thread] = s;
+        return;
+    }
+    for (Stamp& c : crowd)
+        if (c.thread == s.thread) {
+            c = s;
+            return;
+        }
+    crowd.push_back(s);
 }
-static void follow(Array& a, int64_t at, int size, bool write, bool atomic) {
+static void remember(Array& a, Stamp& last, int& crowd, const Stamp& me) {
+    bool several = crowd >= 0 && !a.crowds[crowd].empty();
+    bool alone = last.thread < 0 || (last.thread == me.thread && !several);
+    if (last.turn == me.turn && !alone) {
+        if (crowd < 0) crowd = a.crowds.size(), a.crowds.push_back({});
+        join(a.crowds[crowd], last);
+        join(a.crowds[crowd], me);
+    } else if (several) a.crowds[crowd].clear();  // a barrier lies between
+    last = me;
+}
+static void forget(Array& a, Cell& c) {
+    c.read = c.added = Stamp();
+    for (int crowd : {c.readers, c.adders})
+        if (crowd >= 0) a.crowds[crowd].clear();
+}
+"""
+
+# %% ../../nbs/27_cuda.ipynb #40b7dbc9
+RACES = r"""
+static void compare(const Array& a, int64_t at, int size, const char* doing, const Stamp& last,
+                    int crowd, const char* did) {
+    const Stamp* bad = before(last) ? nullptr : &last;
+    if (crowd >= 0)
+        for (const Stamp& s : a.crowds[crowd])
+            if (!before(s)) bad = &s;
+    if (!bad) return;
+    const char* name = named(a, at, size);
+    if (bad->of != launch.number)
+        fail("race: block %d %s %s, which block %d %s", launch.number, doing, name, bad->of, did);
+    fail("race: thread %d %s %s, which thread %d %s, and no barrier is between them", number(),
+         doing, name, bad->thread, did);
+}
+static void refine(Array& a, int grain) {  // an access to less than a cell: make smaller ones
+    std::vector<Cell> finer;
+    for (Cell& c : a.cells)
+        for (int k = 0; k < a.grain / grain; k++) {
+            finer.push_back(c);
+            for (int* crowd : {&finer.back().readers, &finer.back().adders})
+                if (*crowd >= 0) {
+                    a.crowds.push_back(std::vector<Stamp>(a.crowds[*crowd]));
+                    *crowd = a.crowds.size() - 1;
+                }
+        }
+    a.cells.swap(finer);
+    a.grain = grain;
+}
+static void begin(Array& a, Cell& c) {  // the first access by another block
+    if (a.number < 0) c = Cell();
+    if (c.read.thread >= 0) c.read_abroad = c.read;
+    if (c.added.thread >= 0) c.added_abroad = c.added;
+    forget(a, c);
+    c.of = launch.number;
+}
+"""
+
+# %% ../../nbs/27_cuda.ipynb #47e71856
+FOLLOW = r"""
+enum Kind { READS, WRITES, ADDS, EXCHANGES };
+static void follow(Array& a, int64_t at, int size, Kind kind) {
+    if (size < a.grain) refine(a, size);
+    static const char* verbs[] = {"reads", "writes", "adds to", "exchanges"};
+    const char* doing = verbs[kind];
     Stamp me{number(), launch.number, block_turn, warp_clock[number() / 32]};
     for (int64_t k = at / a.grain; k <= (at + size - 1) / a.grain; k++) {
         Cell& c = a.cells[k];
-        if (c.of != launch.number && a.number < 0) c = Cell();
-        if (a.number < 0 && !write && c.wrote.thread < 0)
-            fail("thread %d reads byte %d of shared memory, where nobody has written", number(),
-                 int(at));
-        bool both_atomic = atomic && c.atomic;
-        if (!both_atomic && !before(c.wrote))
-            race(a, k * a.grain, write ? "writes" : "reads", c.wrote, "wrote");
-        if (write) {
-            for (const Stamp& r : {c.read, c.mate, c.other, c.abroad})
-                if (!before(r)) race(a, k * a.grain, "writes", r, "read");
-            c.wrote = me;
-            c.atomic = atomic;
-        } else {
-            const Stamp old = c.read;
-            if (old.thread >= 0 && old.of != me.of) {
-                c.abroad = old;
-                c.mate = c.other = Stamp();
-            } else if (old.thread >= 0 && old.thread / 32 != me.thread / 32) {
-                c.other = old;
-                c.mate = Stamp();
-            } else if (old.thread >= 0 && old.thread != me.thread)
-                c.mate = old;
-            c.read = me;
+        if (c.of != launch.number) begin(a, c);
+        int64_t here = a.number < 0 ? at : k * a.grain;
+        bool fresh = c.wrote.thread < 0 && c.added.thread < 0;
+        if (a.number < 0 && fresh && (kind == READS || kind == ADDS))
+            fail("thread %d %s %s, where nobody has written", number(), doing,
+                 named(a, here, size));
+        compare(a, here, size, doing, c.wrote, -1, "wrote");
+        if (kind == READS || kind == WRITES) {
+            compare(a, here, size, doing, c.added, c.adders, "changed atomically");
+            compare(a, here, size, doing, c.added_abroad, -1, "changed atomically");
         }
-        c.of = launch.number;
+        if (kind == READS) {
+            remember(a, c.read, c.readers, me);
+            continue;
+        }
+        compare(a, here, size, doing, c.read, c.readers, "read");
+        compare(a, here, size, doing, c.read_abroad, -1, "read");
+        if (kind == WRITES) {  // whoever comes after this write comes after all before it
+            forget(a, c);
+            c.wrote = me;
+        } else remember(a, c.added, c.adders, me);
     }
 }
-static void record(uint64_t place, int size, int kind, void* from) {  // for sectors and banks
+"""
+
+# %% ../../nbs/27_cuda.ipynb #66f03a84
+TRAFFIC = r"""
+struct Request { int bytes; std::vector<uint64_t> places; };
+static bool profiling;
+static int64_t *counts, *traffic;
+static std::unordered_map<uint64_t, Request> requests;
+static std::unordered_map<uint64_t, int> times;
+
+static void record(uint64_t place, int size, int kind, void* from) {
     uint64_t key = (uint64_t)from * 2654435761u ^ (uint64_t)kind << 60;
     uint64_t nth = times[key * 1024 + number()]++;
     Request& r = requests[(key * 40 + number() / 32) * 1000003 + nth];
@@ -444,92 +674,162 @@ static void settle() {
     requests.clear();
     times.clear();
 }
-static void touch(void* p, int size, bool write, bool atomic, void* from) {
+"""
+
+# %% ../../nbs/27_cuda.ipynb #4d0710f2
+STRAY = r"""
+static void stray(char* at, int size, const char* verb) {
+    const Array* near = nullptr;
+    int64_t nearest = 1 << 20;
+    for (const Array& a : arrays) {
+        int64_t far = at < a.start ? a.start - at : at - a.start - a.bytes;
+        if (far < nearest) nearest = far, near = &a;
+    }
+    const char* who = "thread %d of block %d %s element %d of %s; it has %d";
+    const Part* part = nullptr;
+    for (const Part& p : parts) {
+        int64_t off = at - shared.start - p.start, far = off < 0 ? -off : off - p.bytes;
+        if (far < nearest) nearest = far, part = &p;
+    }
+    char name[40];
+    if (part) {
+        int64_t off = at - shared.start - part->start;
+        int element = off < 0 ? -int((-off + size - 1) / size) : int(off / size);
+        fail(who, number(), launch.number, verb, element, part->name, int(part->bytes / size));
+    }
+    if (!near) fail("thread %d of block %d %s far from any array", number(), launch.number, verb);
+    snprintf(name, sizeof name, "argument %d", near->number);
+    int64_t off = at - near->start;
+    int element = off < 0 ? -int((-off + near->grain - 1) / near->grain) : int(off / near->grain);
+    fail(who, number(), launch.number, verb, element, name, int(near->bytes / near->grain));
+}
+static bool on_a_stack(char* at) {
+    if (at < stacks || at >= stacks + MOST * STACK) return false;
+    int whose = (at - stacks) / STACK;
+    if (whose == number()) return true;
+    fail("thread %d of block %d reaches into a local array of thread %d, or far beyond its own",
+         number(), launch.number, whose);
+    return true;
+}
+"""
+
+# %% ../../nbs/27_cuda.ipynb #121b4c4f
+TOUCH = r"""
+static void touch(void* p, int size, Kind what, void* from) {
     char* at = (char*)p;
-    if (!now || (at >= stacks && at < stacks + MOST * STACK)) return;
+    if (!now) return;
+    inside = 1;
     launch.where = from;
+    stop_if_late();
+    bool write = what != READS;
+    const char* verb = write ? "writes" : "reads";
+    if (on_a_stack(at)) {
+        inside = 0;
+        return;
+    }
     if (--budget < 0) fail("more accesses than allowed; does a loop ever end?");
     Array* found = nullptr;
     if (at >= shared.start && at < shared.start + shared.bytes) found = &shared;
     for (Array& a : arrays)
         if (at >= a.start && at + size <= a.start + a.bytes) found = &a;
-    if (!found && at >= code_start && at < code_end && !write) return;  // a table in the code
-    if (!found) {
-        const char* verb = write ? "writes" : "reads";
-        int64_t nearest = 1 << 20;
-        for (Array& a : arrays) {  // the next one is meant, as likely as not
-            int64_t far = at < a.start ? a.start - at : at - a.start - a.bytes;
-            if (far < nearest) nearest = far, found = &a;
-        }
-        if (found)
-            fail("thread %d of block %d %s element %d of argument %d; it has %d", number(),
-                 launch.number, verb, int((at - found->start) / found->grain), found->number,
-                 int(found->bytes / found->grain));
-        fail("thread %d of block %d %s far from any array", number(), launch.number, verb);
-    }
+    bool table = !found && at >= code_start && at < code_end && !write;  // constants in the code
+    if (!found && !table) stray(at, size, verb);
+    if (found == &shared && parts.size() && !part_at(at - shared.start, size))
+        stray(at, size, verb);
     for (Room& r : rooms)
         if (at >= r.start && at < r.end && at + size > r.start + launch.dynamic)
             fail("thread %d: byte %d of dynamic shared memory; the launch gave %d", number(),
                  int(at - r.start), launch.dynamic);
-    int64_t offset = at - found->start;
-    if ((uint64_t)at % size)
-        fail("thread %d: %d bytes at an address that is no multiple of it", number(), size);
-    int kind = (found == &shared ? 2 : 0) + (write ? 1 : 0);
-    int64_t* mine = counts + 6 * ((int64_t)launch.number * launch.count + number());
-    mine[atomic ? 4 : kind] += 1;
-    mine[5] += kind < 2 ? size : 0;
-    follow(*found, offset, size, write, atomic);
-    uint64_t unit = (uint64_t)offset + ((uint64_t)(found->number + 1) << 44);
-    if (profiling) record(unit, size, kind, from);
+    if (found) {
+        if ((uint64_t)at % size)
+            fail("thread %d: %d bytes at an address that is no multiple of it", number(), size);
+        int64_t offset = at - found->start;
+        int kind = (found == &shared ? 2 : 0) + (write ? 1 : 0);
+        int64_t* mine = counts + 6 * ((int64_t)launch.number * launch.count + number());
+        mine[what >= ADDS ? 4 : kind] += 1;
+        mine[5] += kind < 2 ? size : 0;
+        follow(*found, offset, size, what);
+        uint64_t unit = (uint64_t)offset + ((uint64_t)(found->number + 1) << 44);
+        if (profiling) record(unit, size, kind, from);
+    }
+    inside = 0;
 }
+"""
+
+# %% ../../nbs/27_cuda.ipynb #d935d480
+COPIES = r"""
 struct Copy { char* to; int size, group; char bytes[16]; };
 static std::vector<Copy> copies[MOST];  // of each thread, under way
 static int groups[MOST];
 extern "C" void sim_copy(void* to, const void* from, int size) {  // to shared memory
     Copy c{(char*)to, size, groups[number()], {}};
     memcpy(c.bytes, from, size);
+    if (c.to < shared.start || c.to + size > shared.start + shared.bytes)
+        fail("thread %d copies to an address outside of shared memory", number());
     if (checking) {
-        touch(to, size, true, false, __builtin_return_address(0));
+        touch(to, size, WRITES, __builtin_return_address(0));
         int64_t at = (c.to - shared.start) / shared.grain;
-        if (at < 0 || at >= (int64_t)shared.cells.size()) fail("a copy to no shared memory");
         for (int k = 0; k < size / shared.grain; k++) shared.cells[at + k].wrote = Stamp();
     }
     memset(to, 0xff, size);  // until somebody waits for it, nothing is there
+    inside = 1;
     copies[number()].push_back(c);
+    inside = 0;
 }
 extern "C" void sim_commit() { groups[number()]++; }
 extern "C" void sim_wait(int left) {
+    inside = 1;
     std::vector<Copy>& mine = copies[number()];
     size_t k = 0;
     for (; k < mine.size() && mine[k].group < groups[number()] - left; k++) {
         const Copy& c = mine[k];
-        if (checking) follow(shared, c.to - shared.start, c.size, true, false);
+        if (checking) follow(shared, c.to - shared.start, c.size, WRITES);
         memcpy(c.to, c.bytes, c.size);
     }
     mine.erase(mine.begin(), mine.begin() + k);
+    inside = 0;
 }
-extern "C" void sim_atomic(const void* p, int size) {
-    if (checking) touch((void*)p, size, true, true, __builtin_return_address(0));
+"""
+
+# %% ../../nbs/27_cuda.ipynb #7c826735
+HOOKS = r"""
+extern "C" void sim_atomic(const void* p, int size, int reads, void* from) {
+    if (checking) touch((void*)p, size, reads ? ADDS : EXCHANGES, from);
 }
-#define HOOK(name, size, write) \
+#define HOOK(name, size, kind) \
     extern "C" void __tsan_##name(void* p) { \
-        touch(p, size, write, false, __builtin_return_address(0)); \
+        touch(p, size, kind, __builtin_return_address(0)); \
     }
-#define HOOKS(n) HOOK(read##n, n, false) HOOK(write##n, n, true) \
-    HOOK(unaligned_read##n, n, false) HOOK(unaligned_write##n, n, true)
+#define HOOKS(n) HOOK(read##n, n, READS) HOOK(write##n, n, WRITES) \
+    HOOK(unaligned_read##n, n, READS) HOOK(unaligned_write##n, n, WRITES)
 HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)
+static void touch_range(char* p, long n, Kind kind, void* from) {
+    int step = ((uint64_t)p | n) % 4 ? 1 : 4;
+    for (long k = 0; k < n; k += step) touch(p + k, step, kind, from);
+}
 extern "C" void __tsan_read_range(void* p, long n) {
-    touch(p, n, false, false, __builtin_return_address(0));
+    touch_range((char*)p, n, READS, __builtin_return_address(0));
 }
 extern "C" void __tsan_write_range(void* p, long n) {
-    touch(p, n, true, false, __builtin_return_address(0));
+    touch_range((char*)p, n, WRITES, __builtin_return_address(0));
 }
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}
+struct Type { uint16_t kind, info; char name[1]; };
+struct Bounds { const char* file; uint32_t line, column; const Type *array, *index; };
+extern "C" void __ubsan_handle_out_of_bounds(const Bounds* about, uintptr_t index) {
+    int bits = 1 << (about->index->info >> 1);
+    bool is_signed = about->index->info & 1;
+    int64_t value = index;
+    if (bits < 64) value = is_signed ? (int64_t)(index << (64 - bits)) >> (64 - bits) : value;
+    launch.where = __builtin_return_address(0);
+    fail("thread %d of block %d: index %lld of an array of type %s", number(), launch.number,
+         (long long)value, about->array->name);
+}
 """
 
-# %% ../../nbs/27_cuda.ipynb #f3df964a
+# %% ../../nbs/27_cuda.ipynb #2a6caabb
 START = r"""
 extern "C" void* sim_touch_shared();
 extern "C" char* sim_room(int k);
@@ -549,38 +849,53 @@ struct Given { void* start; int64_t bytes, grain, number; };
 struct How {
     unsigned blocks[3], threads[3];
     int64_t dynamic, order, seed, check, profile, budget;
+    double seconds;
+    char* stacks;
+    const Given* given;
+    const Part* parts;
+    int64_t arrays_given, parts_given;
 };
-static void prepare(const How& how, const Given* given, int64_t n) {
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    if (!stacks)
-        stacks = (char*)mmap(nullptr, MOST * STACK, PROT_READ | PROT_WRITE, flags, -1, 0);
+static void prepare(const How& how) {
+    stacks = how.stacks;
     memcpy(&launch.blocks, how.blocks, sizeof(uint3));
     memcpy(&launch.threads, how.threads, sizeof(uint3));
     unsigned x = launch.threads.x, y = launch.threads.y;
     launch.count = x * y * launch.threads.z;
-    for (unsigned k = 0; k < launch.count; k++) threads[k].index = {k % x, k / x % y, k / x / y};
+    for (int k = 0; k < MOST; k++) {  // another library may have used the stacks since
+        threads[k].begun = false;
+        threads[k].index = {k % x, k / x % y, k / x / y};
+    }
     launch.dynamic = how.dynamic, launch.order = how.order;
     launch.random = how.seed * 2654435761u + 88172645463325252ull;
     checking = how.check, profiling = how.profile, budget = how.budget;
+}
+"""
+
+# %% ../../nbs/27_cuda.ipynb #f77d1a76
+RUN = r"""
+static void lay_out(const How& how) {
     sim_touch_shared();
     dl_iterate_phdr(find_shared, (void*)&prepare);
-    shared.grain = 2, shared.number = -1;
+    shared.grain = 4, shared.number = -1;
     arrays.clear(), rooms.clear(), requests.clear(), times.clear();
     for (int k = 0; sim_room(k); k++) rooms.push_back({sim_room(k), sim_room(k) + (227 << 10)});
+    parts.assign(how.parts, how.parts + how.parts_given);
     if (!checking) return;
-    shared.cells.resize(shared.bytes / 2 + 1);
-    for (const Given* g = given; g < given + n; g++) {
-        arrays.push_back({(char*)g->start, g->bytes, int(g->grain), int(g->number), {}});
+    shared.cells.resize(shared.bytes / 4 + 1);
+    for (const Given* g = how.given; g < how.given + how.arrays_given; g++) {
+        arrays.push_back({(char*)g->start, g->bytes, int(g->grain), int(g->number), {}, {}});
         arrays.back().cells.resize(g->bytes / g->grain + 1);
     }
 }
 extern "C" __attribute__((visibility("default"))) int sim_run(
-    void (*enter)(void**), void** args, const How* how, const Given* given, int64_t n,
-    int64_t* out_counts, int64_t* out_traffic, char* error, int64_t* where) {
+    void (*enter)(void**), void** args, const How* how, int64_t* out_counts,
+    int64_t* out_traffic, char* error, int64_t* where) {
     launch = Launch();
     launch.enter = enter, launch.args = args;
     counts = out_counts, traffic = out_traffic;
-    prepare(*how, given, n);
+    prepare(*how);
+    lay_out(*how);
+    Guard guard(how->seconds);
     unsigned x = launch.blocks.x, y = launch.blocks.y;
     std::vector<int> order(launch.count), blocks(x * y * launch.blocks.z);
     arrange(blocks);
@@ -591,17 +906,22 @@ extern "C" __attribute__((visibility("default"))) int sim_run(
         block_turn++;
         for (int k = 0; k < launch.count; k++) copies[k].clear();
         memset(shared.start, 0xff, shared.bytes);  // NaN, as a float of any size
+        shared.crowds.clear();
         if (!(fine = run_block(order))) break;
         if (profiling) settle();
     }
     now = nullptr;
     memcpy(error, launch.error, sizeof launch.error);
-    *where = (char*)launch.where - code_start;
+    *where = launch.where ? (char*)launch.where - code_start : 0;
     return fine ? 0 : 1;
 }
 """
+RUNTIME = (
+    THREADS + SWITCH + ENTER + SIGNALS + LIMITS + MEET + WARPS + BARRIER + SCHEDULE
+    + PLACES + CROWDS + RACES + FOLLOW + TRAFFIC + STRAY + TOUCH + COPIES + HOOKS + START + RUN
+)
 
-# %% ../../nbs/27_cuda.ipynb #4a969024
+# %% ../../nbs/27_cuda.ipynb #9c6ad45f
 TAIL = r"""
 #include <type_traits>
 #include <utility>
@@ -634,7 +954,7 @@ template <class... A> static const char* sim_kinds(void (*)(A...)) {
     extern "C" const char* sim_kinds_##name() { return sim_kinds(name); }
 """
 
-# %% ../../nbs/27_cuda.ipynb #1a1658ad
+# %% ../../nbs/27_cuda.ipynb #0ac6177a
 class SimError(RuntimeError):
     "A kernel did what it must not; the message says which thread, where, and what."
 
@@ -646,10 +966,16 @@ class NoCompiler(RuntimeError):
 def compiler() -> str:
     "The C++ compiler, `$CXX` or g++. Raises NoCompiler."
     if sys.platform != "linux":
-        raise NoCompiler(f"the simulator of kernels needs Linux and g++; this is {sys.platform}")
+        raise NoCompiler(
+            f"the simulator of kernels needs Linux and g++; this is {sys.platform}. It works in a"
+            " container or, on Windows, in WSL; the page shows what each cell gives there"
+        )
     name = os.environ.get("CXX") or "g++"
     if (found := shutil.which(name)) is None:
-        raise NoCompiler(f"the simulator of kernels needs a C++ compiler: {name} is not there")
+        raise NoCompiler(
+            f"the simulator of kernels needs a C++ compiler: {name} is not there (on Debian and"
+            " Ubuntu, `apt install g++`)"
+        )
     return found
 
 
@@ -660,11 +986,17 @@ def available() -> bool:
     except NoCompiler:
         return False
 
-# %% ../../nbs/27_cuda.ipynb #ae7175a1
-FLAGS = ("-O2", "-std=gnu++17", "-fPIC", "-w", "-U_FORTIFY_SOURCE")
-BOUNDED = 227 << 10  # bytes of shared memory that a block can have on an H100
+# %% ../../nbs/27_cuda.ipynb #5f0a6de3
+def readiness() -> str:
+    "One line: ready, and with which compiler; or why not."
+    try:
+        found = Path(compiler()).name
+    except NoCompiler as missing:
+        return f"no simulator: {missing}"
+    number = re.search(r"\d+(?=\.\d)", version())
+    return f"simulator ready ({found} {number[0] if number else ''})".replace(" )", ")")
 
-
+# %% ../../nbs/27_cuda.ipynb #4b5647c5
 def cache_folder() -> Path:
     "Where compiled kernels are kept: a folder that nobody else may write to."
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -686,13 +1018,9 @@ def private_folder() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
-
-def run_compiler(arguments: Sequence[str]) -> None:
-    "Run the compiler; raises SimError with what it says."
-    done = subprocess.run([compiler(), *arguments], capture_output=True, text=True)
-    if done.returncode:
-        first = [line for line in done.stderr.splitlines() if "error" in line][:3]
-        raise SimError("the kernel can't be compiled:\n" + "\n".join(first or [done.stderr[-500:]]))
+# %% ../../nbs/27_cuda.ipynb #62cd3874
+FLAGS = ("-O2", "-std=gnu++17", "-fPIC", "-w", "-U_FORTIFY_SOURCE", "-fstack-clash-protection")
+BOUNDED = 227 << 10  # bytes of shared memory that a block can have on an H100
 
 
 @cache
@@ -701,21 +1029,32 @@ def version() -> str:
     return subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout[:200]
 
 
-def built(text: str, flags: Sequence[str], inputs: Sequence[Path] = (), kind: str = ".o") -> Path:
-    "The file compiled from `text`, made once for each content, compiler and flags."
-    parts = [text, version(), *flags, *(p.name for p in inputs)]
+def built(
+    text: str, flags: Sequence[str], inputs: Sequence[Path] = (), kind: str = ".o",
+    language: str = "cpp",
+) -> Path:  # fmt: skip
+    "The file compiled from `text`, made once for each content and flags. Raises SimError."
+    program = compiler()
+    parts = [text, version(), language, *FLAGS, *flags, *(p.name for p in inputs)]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     folder = cache_folder()
     target = folder / f"{name}{kind}"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as room:
-            source, out = Path(room) / "kernel.cpp", Path(room) / "out"
+            source, out = Path(room) / f"kernel.{language}", Path(room) / "out"
             source.write_text(text, encoding="utf-8")
-            run_compiler([*FLAGS, *flags, str(source), *map(str, inputs), "-o", str(out)])
+            files = [str(source), *map(str, inputs), "-o", str(out)]
+            done = subprocess.run(
+                [program, *FLAGS, *flags, *files], capture_output=True, text=True
+            )
+            if done.returncode:
+                first = [line for line in done.stderr.splitlines() if "error" in line][:3]
+                said = "\n".join(first or [done.stderr[-500:]])
+                raise SimError(f"the kernel can't be compiled:\n{said}")
             out.replace(target)
     return target
 
-# %% ../../nbs/27_cuda.ipynb #95089fb7
+# %% ../../nbs/27_cuda.ipynb #1308b968
 KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(")
 DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([\w ]+?)\s+(\w+)\[\]")
 ORDERS = ("forward", "reverse", "shuffled")
@@ -727,8 +1066,18 @@ def kernels_in(code: str) -> list[str]:
     return KERNEL.findall(COMMENT.sub(" ", code))
 
 
-def simulated(code: str) -> str:
-    "The kernels of `code` as a C++ file: words before, entries behind, the text itself unchanged."
+def without_c(code: str) -> set[str]:
+    """The kernels that don't stand behind `extern "C"`: CuPy could not find them by name."""
+    text = COMMENT.sub(" ", code)
+    if re.search(r'extern\s+"C"\s*\{', text):
+        return set()
+    heads = ((m[1], re.split(r"[;{}]|\n#[^\n]*", text[: m.start()])[-1]) for m in
+             KERNEL.finditer(text))  # fmt: skip
+    return {name for name, head in heads if 'extern "C"' not in " ".join(head.split())}
+
+# %% ../../nbs/27_cuda.ipynb #ba27985b
+def as_cpp(code: str) -> str:
+    "`code` as a C++ file: words before it, doors to its kernels behind, itself unchanged."
     rooms = {name: kind for kind, name in DYNAMIC.findall(code)}
     room = "".join(
         f"__attribute__((aligned(16))) thread_local {kind} {name}[{BOUNDED} / sizeof({kind})];\n"
@@ -741,28 +1090,63 @@ def simulated(code: str) -> str:
     )
     kernels = "".join(f"SIM_KERNEL({name})\n" for name in kernels_in(code))
     inside = f'#line 1 "kernel"\n{code}\n#line 1 "end"\n'
-    return "".join([WORDS, MEETINGS, NUMBERS, inside, TAIL, room, find, kernels])
+    return "".join([WORDS, MEETINGS, NUMBERS, ATOMICS, inside, TAIL, room, find, kernels])
+
+
+def spaced(assembly: str) -> str:
+    "Assembly in which something lies between the arrays in shared memory."
+    lines, shared = [], False
+    for line in assembly.splitlines():
+        if re.match(r"\s*\.(section|text|data|bss)\b", line):
+            shared = ".tbss" in line
+        lines.append(line)
+        if shared and re.match(r"\s*\.zero\s", line):
+            lines.append("\t.zero\t256")
+    return "\n".join(lines) + "\n"
 
 
 def compiled(code: str, options: tuple[str, ...], check: bool) -> Path:
     "The library of a module's kernels."
-    runtime = built(FIBERS + SCHEDULE + MEMORY + START, ("-c", "-fvisibility=hidden"))
-    watched = ("-fsanitize=thread", "-fno-tree-sra", "-g1") if check else ()
+    runtime = built(RUNTIME, ("-c", "-fvisibility=hidden"))
+    watched = ("-fsanitize=thread,bounds", "-fno-tree-sra") if check else ()
     wide = f"-DWIDE={16 if check else 4}"  # unchecked, a float4 at an odd address must not crash
-    flags = ("-c", "-fno-extern-tls-init", wide, *watched, *options)
-    inside = built(simulated(code), flags)
-    return built("", ("-shared", "-Wl,-Bsymbolic"), (inside, runtime), ".so")
+    flags = ("-S", "-g1", "-gdwarf-4", "-fno-extern-tls-init", wide, *watched, *options)
+    assembly = built(as_cpp(code), flags, kind=".s").read_text(encoding="utf-8")
+    linked = ("-shared", "-Wl,-Bsymbolic,--no-as-needed", "-lrt")
+    return built(spaced(assembly), linked, (runtime,), ".so", "s")
 
-# %% ../../nbs/27_cuda.ipynb #c535fd43
-class How(ctypes.Structure):
-    "A launch, as the simulator wants it."
+# %% ../../nbs/27_cuda.ipynb #29e0bc51
+@dataclass(frozen=True)
+class SharedArray:
+    "An array in a kernel's shared memory: where it begins in it, bytes, its name, its kernel."
 
-    _fields_ = [("blocks", ctypes.c_uint * 3), ("threads", ctypes.c_uint * 3)] + [
-        (name, ctypes.c_int64)
-        for name in ("dynamic", "order", "seed", "check", "profile", "budget")
-    ]
+    start: int
+    size: int
+    name: str
+    kernel: str
 
 
+def said_by(tool: str, *arguments: str) -> str:
+    "What a tool of binutils prints, or nothing if it is not there."
+    found = shutil.which(tool)
+    if found is None:
+        return ""
+    return subprocess.run([found, *arguments], capture_output=True, text=True).stdout
+
+
+@cache
+def shared_arrays(path: Path) -> tuple[SharedArray, ...]:
+    "The arrays in shared memory of a compiled module."
+    symbol = re.compile(r"\d+: (\w+) +(\w+) TLS +\w+ +\w+ +\w+ (.+)$", re.M)
+    found = {}
+    for start, size, name in symbol.findall(said_by("readelf", "-sWC", str(path))):
+        owner, _, short = name.rpartition("::")
+        if short != "sim_shared_begins":
+            kernel = owner.partition("(")[0].rpartition(" ")[2]
+            found[int(start, 16)] = SharedArray(int(start, 16), int(size, 0), short, kernel)
+    return tuple(found.values())
+
+# %% ../../nbs/27_cuda.ipynb #db267e15
 class Given(ctypes.Structure):
     "An array that the kernel may touch."
 
@@ -771,7 +1155,25 @@ class Given(ctypes.Structure):
     ]
 
 
-def packed(function: Function, args: Sequence[Any]) -> tuple[Any, Any, Any]:
+class Part(ctypes.Structure):
+    "An array in shared memory."
+
+    _fields_ = [("start", ctypes.c_int64), ("bytes", ctypes.c_int64), ("name", ctypes.c_char_p)]
+
+
+class How(ctypes.Structure):
+    "A launch."
+
+    _fields_ = [
+        ("blocks", ctypes.c_uint * 3), ("threads", ctypes.c_uint * 3),
+        *((n, ctypes.c_int64) for n in ("dynamic", "order", "seed", "check", "profile", "budget")),
+        ("seconds", ctypes.c_double), ("stacks", ctypes.c_void_p),
+        ("given", ctypes.POINTER(Given)), ("parts", ctypes.POINTER(Part)),
+        ("arrays_given", ctypes.c_int64), ("parts_given", ctypes.c_int64),
+    ]  # fmt: skip
+
+# %% ../../nbs/27_cuda.ipynb #00ec6011
+def packed(function: Function, args: Sequence[Any]) -> tuple[Any, list[Given], list[Any]]:
     "Pointers to the arguments, the arrays among them, and what must stay alive. Raises TypeError."
     name, kinds = function.name, function.kinds.decode()
     if len(args) != len(kinds):
@@ -794,7 +1196,7 @@ def packed(function: Function, args: Sequence[Any]) -> tuple[Any, Any, Any]:
                             f" {value.dtype.itemsize}; give {hint}")
         values.append(np.array(value))
     pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
-    return pointers, (Given * max(1, len(arrays)))(*arrays), (values, len(arrays))
+    return pointers, arrays, values
 
 
 def checked_array(what: str, x: Any, written: bool, size: int, of: str, number: int) -> Given:
@@ -811,7 +1213,10 @@ def checked_array(what: str, x: Any, written: bool, size: int, of: str, number: 
         raise ValueError(f"{what} is written to, and this array is read-only")
     return Given(x.ctypes.data, x.nbytes, min(x.dtype.itemsize, 8), number)
 
-# %% ../../nbs/27_cuda.ipynb #202bfdad
+# %% ../../nbs/27_cuda.ipynb #4fc72b81
+COUNTS = ("loads", "stores", "shared loads", "shared stores", "atomics", "bytes")
+
+
 @dataclass(frozen=True)
 class Report:
     "What the threads of a launch did. Counts: (blocks, threads, 6), in the order of `COUNTS`."
@@ -842,42 +1247,51 @@ class Report:
     def __repr__(self) -> str:
         blocks, threads, _ = self.counts.shape
         per = ", ".join(f"{self.total(c) / (blocks * threads):.3g} {c}" for c in COUNTS[:5])
-        words = [f"{blocks} blocks of {threads} threads; per thread {per}"]
-        words += [f"{self.sectors} sectors, {self.coalescing:.0%} used"] if self.sectors else []
+        words = [f"{blocks} block{'s' * (blocks > 1)} of {threads} threads; per thread {per}"]
+        if self.sectors:
+            words.append(f"{self.sectors} sectors, {100 * self.coalescing:.4g} % used")
         words += [f"{self.conflicts:.2f} turns in shared memory"] if self.conflicts > 0 else []
         return "; ".join(words)
 
-
-COUNTS = ("loads", "stores", "shared loads", "shared stores", "atomics", "bytes")
-
-# %% ../../nbs/27_cuda.ipynb #8c80b1f2
+# %% ../../nbs/27_cuda.ipynb #aeb5b228
 class SimModule:
     "Kernels in CUDA C++ that run on NumPy arrays; called like CuPy's RawModule. Raises SimError."
 
     def __init__(
         self, code: str, options: Sequence[str] = (), *, order: str = "forward", seed: int = 0,
         check: bool = True, profile: bool = False, budget: int = 200_000_000,
+        seconds: float = 60.0,
     ) -> None:  # fmt: skip
         if order not in ORDERS:
             raise ValueError(f"SimModule: order {order!r}; one of {', '.join(ORDERS)}")
-        self.names = kernels_in(code)
+        self.code, self.names = code, kernels_in(code)
         self.path = compiled(code, tuple(options), check)
         self.library = ctypes.CDLL(str(self.path))
         self.order, self.seed, self.check = ORDERS.index(order), seed, check
-        self.profile, self.budget = profile, budget
+        self.profile, self.budget, self.seconds = profile, budget, seconds
 
     def get_function(self, name: str) -> Function:
-        "One kernel; raises KeyError."
+        "One kernel; raises KeyError, SimError."
         if name not in self.names:
             there = ", ".join(self.names) or "none; the text has no `__global__ void name(`"
             raise KeyError(f"there is no kernel {name!r}; there are: {there}")
+        if name in without_c(self.code):
+            raise SimError(
+                f'{name} has no `extern "C"` before its `__global__`. Without it C++ gives the'
+                " kernel a longer name, under which a card would not find it"
+            )
         return Function(self, name)
+
+# %% ../../nbs/27_cuda.ipynb #fe86a5b7
+STATIC = 48 << 10  # bytes of shared memory that need no asking
+MOST = (2**31 - 1, 65535, 65535, 1024, 1024, 64)  # blocks and threads, as on a card
 
 
 class Function:
     "A kernel, called as `kernel(blocks, threads, arguments, shared_mem=0)`."
 
     report: Report | None = None
+    max_dynamic_shared_size_bytes = STATIC  # as in CuPy: set it to launch with more
 
     def __init__(self, module: SimModule, name: str) -> None:
         self.module, self.name, library = module, name, module.library
@@ -889,44 +1303,21 @@ class Function:
         n = len(self.kinds)
         self.sizes = ctypes.string_at(address + n + 1, n)
         self.elements = ctypes.string_at(address + 2 * n + 1, n)
+        self.parts = shared_arrays(module.path)
+        self.static = sum(p.size for p in self.parts if p.kernel == name)
+        if self.static > STATIC:
+            raise SimError(
+                f"{name}: {self.static:,} bytes of shared memory; a card gives {STATIC:,} to arrays"
+                " of known size (more only to an `extern __shared__` one)"
+            )
 
     def __call__(
         self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0
     ) -> None:
         "Run it: `grid` blocks of `block` threads, up to three numbers each."
-        blocks, threads = three(grid), three(block)
-        count = math.prod(threads)
-        fits = all(0 < n <= most for n, most in zip((*blocks, *threads), MOST))
-        if not (fits and count <= 1024 and 0 <= shared_mem <= BOUNDED):
-            raise ValueError(
-                f"{self.name}: {blocks} blocks of {threads} threads, {shared_mem} B; at least one"
-                f" block, at most {MOST[:3]}; 1 to 1,024 threads, at most {MOST[3:]}; shared"
-                f" memory up to {BOUNDED}"
-            )
-        pointers, arrays, (_keep, n) = packed(self, args)
-        module, check = self.module, self.module.check
-        how = How(blocks, threads, shared_mem, module.order, module.seed, check,
-                  check and module.profile, module.budget)  # fmt: skip
-        report = Report(np.zeros((math.prod(blocks), count, 6), np.int64), np.zeros(8, np.int64))
-        error, where = ctypes.create_string_buffer(400), ctypes.c_int64()
-        numbers = (report.counts, report.traffic)
-        with ONE_AT_A_TIME:
-            failed = module.library.sim_run(
-                self.enter, pointers, ctypes.byref(how), arrays, ctypes.c_int64(n),
-                *(ctypes.c_void_p(a.ctypes.data) for a in numbers), error, ctypes.byref(where),
-            )  # fmt: skip
-        if failed:
-            text = error.value.decode()
-            raise SimError(f"{self.name}: {told(module.path, text, where.value)}")
-        self.report = report
+        run_kernel(self, three(grid), three(block), args, shared_mem)
 
-
-ONE_AT_A_TIME = threading.Lock()
-
-
-MOST = (2**31 - 1, 65535, 65535, 1024, 1024, 64)  # blocks and threads, as on a card
-
-
+# %% ../../nbs/27_cuda.ipynb #ac9356d4
 def three(sizes: Sequence[int]) -> tuple[int, int, int]:
     "Up to three sizes, filled up with 1. Raises ValueError."
     if not isinstance(sizes, Sequence) or not 1 <= len(sizes) <= 3:
@@ -935,24 +1326,70 @@ def three(sizes: Sequence[int]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def said_by(tool: str, *arguments: str) -> str:
-    "What a tool of binutils prints, or nothing if it is not there."
-    found = shutil.which(tool)
-    if found is None:
-        return ""
-    return subprocess.run([found, *arguments], capture_output=True, text=True).stdout
+def check_sizes(
+    function: Function, blocks: tuple[int, ...], threads: tuple[int, ...], shared: int
+) -> None:
+    "Raises ValueError if a card would refuse such a launch."
+    fits = all(0 < n <= most for n, most in zip((*blocks, *threads), MOST))
+    if not (fits and math.prod(threads) <= 1024 and 0 <= shared + function.static <= BOUNDED):
+        raise ValueError(
+            f"{function.name}: {blocks} blocks of {threads} threads, {shared} B; at least one"
+            f" block, at most {MOST[:3]}; 1 to 1,024 threads, at most {MOST[3:]}; shared"
+            f" memory up to {BOUNDED}"
+        )
+    if shared > function.max_dynamic_shared_size_bytes:
+        raise ValueError(
+            f"{function.name}: {shared:,} bytes of dynamic shared memory; for more than"
+            f" {function.max_dynamic_shared_size_bytes:,}, set max_dynamic_shared_size_bytes first"
+        )
+
+# %% ../../nbs/27_cuda.ipynb #fc8a14ba
+ONE_AT_A_TIME = threading.Lock()
+STACKS = ctypes.c_void_p()  # made at the first launch, for all
 
 
-def told(path: Path, text: str, where: int) -> str:
-    "The complaint with the names and the line of the kernel's text, as far as binutils can tell."
-    symbols = r"\d+: (\w+) +(\d+) TLS +\w+ +\w+ +\w+ (\S+)"
-    for byte in re.findall(r"byte (\d+) of shared memory", text):
-        for start, size, name in re.findall(symbols, said_by("readelf", "-sWC", str(path))):
-            at = int(byte) - int(start, 16)
-            if 0 <= at < int(size):
-                short = name.rpartition("::")[2]
-                text = text.replace(f"byte {byte} of shared memory", f"byte {at} of {short}")
-    known = not where or ", line " in text
-    found = "" if known else said_by("addr2line", "-e", str(path), hex(where - 1))
-    line = re.search(r"kernel(?:\.cpp)?:(\d+)", found)
-    return f"{text} (line {line[1]})" if line else text
+def run_kernel(
+    function: Function, blocks: tuple[int, int, int], threads: tuple[int, int, int],
+    args: Sequence[Any], shared: int,
+) -> None:  # fmt: skip
+    "Run a kernel on all its threads. Raises ValueError, TypeError, SimError."
+    check_sizes(function, blocks, threads, shared)
+    pointers, arrays, keep = packed(function, args)
+    module, count = function.module, math.prod(threads)
+    report = Report(np.zeros((math.prod(blocks), count, 6), np.int64), np.zeros(8, np.int64))
+    parts = [Part(p.start, p.size, p.name.encode()) for p in function.parts]
+    error, where = ctypes.create_string_buffer(400), ctypes.c_int64()
+    numbers = (ctypes.c_void_p(a.ctypes.data) for a in (report.counts, report.traffic))
+    with ONE_AT_A_TIME:
+        module.library.sim_stacks.restype = ctypes.c_void_p
+        STACKS.value = STACKS.value or module.library.sim_stacks()
+        if not STACKS.value:
+            raise MemoryError("no room for the stacks of 1,024 threads")
+        how = How(
+            blocks, threads, shared, module.order, module.seed, module.check,
+            module.check and module.profile, module.budget, module.seconds, STACKS.value,
+            (Given * (len(arrays) + 1))(*arrays), (Part * (len(parts) + 1))(*parts),
+            len(arrays), len(parts),
+        )  # fmt: skip
+        failed = module.library.sim_run(
+            function.enter, pointers, ctypes.byref(how), *numbers, error, ctypes.byref(where)
+        )
+    del keep
+    if failed:
+        said = told(module, error.value.decode(), where.value)
+        raise SimError(f"{function.name}: {said}")
+    function.report = report
+
+# %% ../../nbs/27_cuda.ipynb #460e3c0c
+def told(module: SimModule, text: str, where: int) -> str:
+    "The complaint with the line of the kernel's text, as far as binutils can tell."
+    if not where or re.search(r"\bline \d", text):
+        return text
+    found = said_by("addr2line", "-i", "-e", str(module.path), hex(where - 1))
+    lines = dict(enumerate(module.code.splitlines(), 1))
+    stack = [int(n) for n in re.findall(r"\bkernel:(\d+)", found)]  # the caller comes last
+    places = [f"line {n}: {lines[n].strip()}" for n in stack if n in lines]
+    if not places:
+        return text
+    called = f"; from {places[-1]}" if len(places) > 1 else ""
+    return f"{text} ({places[0]}{called})"
