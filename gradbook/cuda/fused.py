@@ -15,10 +15,11 @@ from ..tensor.backend import Array, namespace
 from ..tensor.random import MULTIPLIERS, STEPS, Key
 
 # %% auto #0
-__all__ = ['NORM', 'LOSS', 'FLAT', 'EMBEDDING', 'DROPOUT', 'CONV', 'FLASH', 'FLASH_TENSOR', 'FAR', 'threads_for', 'standardise',
+__all__ = ['NORM', 'LOSS', 'FLAT', 'EMBEDDING', 'DROPOUT', 'TILED', 'TILED_TENSOR', 'CONVOLUTIONS', 'CONV', 'CONV_TENSOR',
+           'FLASH', 'FLASH_TILES', 'FLASH_TENSOR', 'FLASH_TENSOR_BACK', 'FAR', 'threads_for', 'standardise',
            'standardise_back', 'layer_norm', 'layer_norm_back', 'surprisal', 'surprisal_slope', 'cross_entropy_',
            'grid', 'flat', 'adamw_', 'embedding_back', 'random_words', 'share_kept', 'dropout', 'dropout_mask',
-           'conv_sizes', 'conv_blocks', 'convolve', 'convolve_transposed', 'convolve_weight', 'heads_of', 'attend',
+           'convolved', 'convolve', 'convolve_transposed', 'convolve_weight', 'heads_of', 'on_tensor_cores', 'attend',
            'attend_back']
 
 # %% ../../nbs/27b_kernels.ipynb #36a6804f
@@ -393,8 +394,8 @@ def dropout_mask(key: Key, p: float, shape: tuple[int, ...], like: Array) -> Arr
         DROPOUT("dropout_mask", (-(-out.size // 2048),), 256, *args)
     return out
 
-# %% ../../nbs/27b_kernels.ipynb #58a689e1
-CONV = Source(r"""
+# %% ../../nbs/27b_kernels.ipynb #053f7acf
+TILED = r"""
 template <class A, class B, class C>
 __device__ __forceinline__ void tiled(int m, int n, int k, A a, B b, C store) {
     __shared__ float as[16][65], bs[16][65];
@@ -427,96 +428,145 @@ __device__ __forceinline__ void tiled(int m, int n, int k, A a, B b, C store) {
             if (r < m && s < n) store(r, s, sum[i][j]);
         }
 }
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #46e2a023
+TILED_TENSOR = TENSOR_CORES + r"""
+template <class A, class B, class C>
+__device__ __forceinline__ void tiled(int m, int n, int k, A a, B b, C store) {
+    __shared__ __align__(16) bf16 as[64][40], bs[32][72];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, y = warp % 4 * 16, x = warp / 4 * 32;
+    int top = blockIdx.y * 64, left = blockIdx.x * 64;
+    float sum[4][4] = {};
+    for (int start = 0; start < k; start += 32) {
+        for (int i = threadIdx.x; i < 2048; i += 256) {
+            int r = i / 32, p = i % 32, q = i / 64, s = i % 64;
+            as[r][p] = top + r < m && start + p < k ? a(top + r, start + p) : (bf16)0;
+            bs[q][s] = start + q < k && left + s < n ? b(start + q, left + s) : (bf16)0;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int p = 0; p < 32; p += 16) {
+            unsigned u[4], v[4];
+            ldmatrix(u, &as[y + lane % 16][p + lane / 16 * 8]);
+#pragma unroll
+            for (int j = 0; j < 4; j += 2) {
+                ldmatrix_turned(v, &bs[p + lane % 16][x + 8 * j + lane / 16 * 8]);
+                mma(sum[j], u, v), mma(sum[j + 1], u, v + 2);
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int r = top + y + lane / 4 + e / 2 * 8, s = left + x + 8 * j + lane % 4 * 2 + e % 2;
+            if (r < m && s < n) store(r, s, sum[j][e]);
+        }
+}
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #12617e69
+CONVOLUTIONS = r"""
 #define SIZES int N, int C, int H, int W, int O, int P, int Q, int R, int S, \
     int sy, int sx, int py, int px, int dy, int dx
+#define PLANE(n, channels) ((n) * gridDim.z + blockIdx.z) * channels  // the first of this group
 // rows: kernels; columns: places (n, p, q); inner: numbers of a window (c, r, s)
 extern "C" __global__ void __launch_bounds__(256) convolve(
-    const float* x, const float* w, const float* bias, float* out, int biased, SIZES) {
+    const REAL* x, const REAL* w, const REAL* bias, REAL* out, int biased, SIZES) {
     tiled(O, N * P * Q, C * R * S,
-        [&](int o, int k) { return w[o * C * R * S + k]; },
+        [&](int o, int k) { return w[(PLANE(0, O) + o) * C * R * S + k]; },
         [&](int k, int at) {
             int i = at / Q % P * sy - py + k / S % R * dy, j = at % Q * sx - px + k % S * dx;
-            int plane = at / (P * Q) * C + k / (R * S);
-            return i >= 0 && i < H && j >= 0 && j < W ? x[(plane * H + i) * W + j] : 0.0f;
+            int plane = PLANE(at / (P * Q), C) + k / (R * S);
+            return i >= 0 && i < H && j >= 0 && j < W ? x[(plane * H + i) * W + j] : (REAL)0;
         },
         [&](int o, int at, float v) {
-            out[(at / (P * Q) * O + o) * P * Q + at % (P * Q)] = v + (biased ? bias[o] : 0.0f);
+            if (biased) v += up(bias[PLANE(0, O) + o]);
+            put(out + (PLANE(at / (P * Q), O) + o) * P * Q + at % (P * Q), v);
         });
 }
 // rows: channels of the input; columns: pixels (n, i, j); inner: (o, r, s)
 extern "C" __global__ void __launch_bounds__(256) convolve_transposed(
-    const float* g, const float* w, float* out, SIZES) {
+    const REAL* g, const REAL* w, REAL* out, SIZES) {
     tiled(C, N * H * W, O * R * S,
-        [&](int c, int k) { return w[(k / (R * S) * C + c) * R * S + k % (R * S)]; },
+        [&](int c, int k) {
+            return w[((PLANE(0, O) + k / (R * S)) * C + c) * R * S + k % (R * S)];
+        },
         [&](int k, int at) {
             int i = at / W % H + py - k / S % R * dy, j = at % W + px - k % S * dx;
-            if (i < 0 || j < 0 || i % sy || j % sx || i / sy >= P || j / sx >= Q) return 0.0f;
-            return g[((at / (H * W) * O + k / (R * S)) * P + i / sy) * Q + j / sx];
+            if (i < 0 || j < 0 || i % sy || j % sx || i / sy >= P || j / sx >= Q) return (REAL)0;
+            return g[((PLANE(at / (H * W), O) + k / (R * S)) * P + i / sy) * Q + j / sx];
         },
         [&](int c, int at, float v) {
-            out[(at / (H * W) * C + c) * H * W + at % (H * W)] = v;
+            put(out + (PLANE(at / (H * W), C) + c) * H * W + at % (H * W), v);
         });
 }
 // rows: kernels; columns: numbers of a kernel (c, r, s); inner: places (n, p, q)
 extern "C" __global__ void __launch_bounds__(256) convolve_weight(
-    const float* x, const float* g, float* out, SIZES) {
+    const REAL* x, const REAL* g, REAL* out, SIZES) {
     tiled(O, C * R * S, N * P * Q,
-        [&](int o, int at) { return g[(at / (P * Q) * O + o) * P * Q + at % (P * Q)]; },
+        [&](int o, int at) { return g[(PLANE(at / (P * Q), O) + o) * P * Q + at % (P * Q)]; },
         [&](int at, int k) {
             int i = at / Q % P * sy - py + k / S % R * dy, j = at % Q * sx - px + k % S * dx;
-            int plane = at / (P * Q) * C + k / (R * S);
-            return i >= 0 && i < H && j >= 0 && j < W ? x[(plane * H + i) * W + j] : 0.0f;
+            int plane = PLANE(at / (P * Q), C) + k / (R * S);
+            return i >= 0 && i < H && j >= 0 && j < W ? x[(plane * H + i) * W + j] : (REAL)0;
         },
-        [&](int o, int k, float v) { out[o * C * R * S + k] = v; });
+        [&](int o, int k, float v) { put(out + (PLANE(0, O) + o) * C * R * S + k, v); });
 }
-""")
+"""
+CONV, CONV_TENSOR = Source(TILED + CONVOLUTIONS), Source(TILED_TENSOR + CONVOLUTIONS, REAL="bf16")
 
-
-def conv_sizes(x: Any, w: Any, out: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
-    "The fifteen numbers that a kernel wants: shapes, then steps, margins before, spacing."
+# %% ../../nbs/27b_kernels.ipynb #39862b46
+def convolved(
+    name: str, rows: int, columns: int, arrays: Any, sizes: Any, how: Any, groups: int
+) -> None:
+    "Launch a kernel of `CONVOLUTIONS`; `sizes`: of x, w and the result, the groups' axes divided."
+    x, w, out = sizes
+    stride, padding, dilation = how
     margin = [before for before, _ in padding]
-    return [*x, w[0], *out[2:], *w[2:], *stride, *margin, *dilation]
-
-
-def conv_blocks(rows: int, columns: int) -> tuple[int, int]:
-    "Blocks of 64 x 64."
-    return -(-columns // 64), -(-rows // 64)
+    numbers = [*x, w[0], *out[2:], *w[2:], *stride, *margin, *dilation]
+    source = CONV_TENSOR if arrays[0].dtype == np.uint16 else CONV
+    blocks = (-(-columns // 64), -(-rows // 64), groups)
+    source(name, blocks, 256, *arrays, *numbers, REAL=kind_of(arrays[0]))
 
 
 def convolve(
-    x: Array, w: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any
-) -> Array:
-    "(N, C, H, W), (O, C, R, S), (O,) -> (N, O, P, Q), without groups."
+    x: Array, w: Array, bias: Array | None, *,
+    stride: Any, padding: Any, dilation: Any, groups: int = 1,
+) -> Array:  # fmt: skip
+    "(N, C, H, W), (O, C/G, R, S), (O,) -> (N, O, P, Q)."
     span = [d * (k - 1) + 1 for d, k in zip(dilation, w.shape[2:])]
     grown = [n + a + b for n, (a, b) in zip(x.shape[2:], padding)]
     places = [(n - k) // s + 1 for n, k, s in zip(grown, span, stride)]
-    out = namespace(x).empty((len(x), len(w), *places), np.float32)
-    sizes = conv_sizes(x.shape, w.shape, out.shape, stride, padding, dilation)
-    blocks = conv_blocks(len(w), len(x) * math.prod(places))
+    out = namespace(x).empty((len(x), len(w), *places), x.dtype)
+    own, size = len(w) // groups, (len(x), w.shape[1], *x.shape[2:])
     args = (x, w, w if bias is None else bias, out, int(bias is not None))
-    CONV("convolve", blocks, 256, *args, *sizes)
+    convolved("convolve", own, len(x) * math.prod(places), args,
+              (size, (own, *w.shape[1:]), out.shape), (stride, padding, dilation), groups)  # fmt: skip
     return out
 
 
 def convolve_transposed(
-    g: Array, w: Array, *, size: Any, stride: Any, padding: Any, dilation: Any
+    g: Array, w: Array, *, size: Any, stride: Any, padding: Any, dilation: Any, groups: int = 1
 ) -> Array:
-    "The cotangent of the input: (N, O, P, Q), (O, C, R, S) -> (N, C, *size)."
-    out = namespace(g).empty((len(g), w.shape[1], *size), np.float32)
-    sizes = conv_sizes(out.shape, w.shape, g.shape, stride, padding, dilation)
-    CONV("convolve_transposed", conv_blocks(w.shape[1], len(g) * math.prod(size)), 256, g, w, out,
-         *sizes)  # fmt: skip
+    "The cotangent of the input: (N, O, P, Q), (O, C/G, R, S) -> (N, C, *size)."
+    out = namespace(g).empty((len(g), groups * w.shape[1], *size), g.dtype)
+    own, x = (len(w) // groups, *w.shape[1:]), (len(g), w.shape[1], *size)
+    convolved("convolve_transposed", w.shape[1], len(g) * math.prod(size), (g, w, out),
+              (x, own, g.shape), (stride, padding, dilation), groups)  # fmt: skip
     return out
 
 
 def convolve_weight(
-    x: Array, g: Array, *, window: Any, stride: Any, padding: Any, dilation: Any
+    x: Array, g: Array, *, window: Any, stride: Any, padding: Any, dilation: Any, groups: int = 1
 ) -> Array:
-    "The cotangent of the weight: (N, C, H, W), (N, O, P, Q) -> (O, C, *window)."
-    out = namespace(x).empty((g.shape[1], x.shape[1], *window), np.float32)
-    sizes = conv_sizes(x.shape, out.shape, g.shape, stride, padding, dilation)
-    blocks = conv_blocks(len(out), math.prod(out.shape[1:]))
-    CONV("convolve_weight", blocks, 256, x, g, out, *sizes)
+    "The cotangent of the weight: (N, C, H, W), (N, O, P, Q) -> (O, C/G, *window)."
+    out = namespace(x).empty((g.shape[1], x.shape[1] // groups, *window), x.dtype)
+    own, size = (len(out) // groups, *out.shape[1:]), (len(x), out.shape[1], *x.shape[2:])
+    convolved("convolve_weight", own[0], math.prod(own[1:]), (x, g, out),
+              (size, own, g.shape), (stride, padding, dilation), groups)  # fmt: skip
     return out
 
 # %% ../../nbs/27b_kernels.ipynb #0fdb4e08
@@ -684,10 +734,12 @@ extern "C" __global__ void __launch_bounds__(128, 4) attend_back_kv(
 }
 """, D=64)
 
-# %% ../../nbs/27b_kernels.ipynb #d6f99900
-FLASH_TENSOR = Source(TENSOR_CORES + r"""
+# %% ../../nbs/27b_kernels.ipynb #d983de2d
+FLASH_TILES = TENSOR_CORES + r"""
 #define ROW (D + 8)
 #define TILE (64 * ROW)
+#define LOG2E 1.4426950408889634f
+// 64 rows of (rows, D) into a tile; what is behind the last row is 0
 __device__ __forceinline__ void tile_in(bf16* to, const bf16* from, int first, int rows) {
 #pragma unroll
     for (int i = threadIdx.x; i < 64 * D / 8; i += 128) {
@@ -695,9 +747,54 @@ __device__ __forceinline__ void tile_in(bf16* to, const bf16* from, int first, i
         copy_async(to + r * ROW + d, here ? from + (long long)(first + r) * D + d : from, here);
     }
 }
+// this warp's 16 rows of a tile as left factors
+__device__ __forceinline__ void lefts(unsigned u[D / 16][4], const bf16* tile) {
+    const bf16* row = tile + (threadIdx.x / 32 * 16 + threadIdx.x % 16) * ROW;
+#pragma unroll
+    for (int c = 0; c < D / 16; c++) ldmatrix(u[c], row + 16 * c + threadIdx.x % 32 / 16 * 8);
+}
+// z += the products of these rows with 16 rows of a tile
+__device__ __forceinline__ void with_rows(float z[2][4], unsigned u[D / 16][4], const bf16* tile) {
+    int lane = threadIdx.x % 32;
+    const bf16* row = tile + (lane % 8 + lane / 16 * 8) * ROW + lane / 8 % 2 * 8;
+#pragma unroll
+    for (int c = 0; c < D / 16; c++) {
+        unsigned b[4];
+        ldmatrix(b, row + 16 * c);
+        mma(z[0], u[c], b), mma(z[1], u[c], b + 2);
+    }
+}
 __device__ __forceinline__ unsigned pair(float x, float y) {
     return down(x) | (unsigned)down(y) << 16;
 }
+// acc += 16 x 16 weights times 16 rows of a tile
+__device__ __forceinline__ void weigh(float acc[D / 8][4], float w[2][4], const bf16* tile) {
+    int lane = threadIdx.x % 32;
+    const bf16* row = tile + lane % 16 * ROW + lane / 16 * 8;
+    unsigned p[4] = {pair(w[0][0], w[0][1]), pair(w[0][2], w[0][3]),
+                     pair(w[1][0], w[1][1]), pair(w[1][2], w[1][3])};
+#pragma unroll
+    for (int c = 0; c < D / 16; c++) {
+        unsigned b[4];
+        ldmatrix_turned(b, row + 16 * c);
+        mma(acc[2 * c], p, b), mma(acc[2 * c + 1], p, b + 2);
+    }
+}
+// rows 8 apart, times a factor each, to where they belong
+__device__ __forceinline__ void rows_out(bf16* out, float acc[D / 8][4], int first, int rows,
+                                         float upper, float lower) {
+    int row = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+    unsigned* to = (unsigned*)(out + (long long)row * D + threadIdx.x % 4 * 2);
+#pragma unroll
+    for (int j = 0; j < D / 8; j++) {
+        if (row < rows) to[4 * j] = pair(acc[j][0] * upper, acc[j][1] * upper);
+        if (row + 8 < rows) to[4 * (D + j)] = pair(acc[j][2] * lower, acc[j][3] * lower);
+    }
+}
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #688b422a
+FLASH_TENSOR = Source(FLASH_TILES + r"""
 extern "C" __global__ void __launch_bounds__(128) attend_tensor(
     const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
     int t, int s, int shift, float scale) {
@@ -712,9 +809,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_tensor(
     copy_commit();
     copy_wait<0>();
     __syncthreads();
-#pragma unroll
-    for (int c = 0; c < D / 16; c++)
-        ldmatrix(u[c], ks + (16 * warp + lane % 16) * ROW + 16 * c + lane / 16 * 8);
+    lefts(u, ks);
     __syncthreads();
     float acc[D / 8][4] = {}, top[2] = {LOWEST, LOWEST}, sum[2] = {0.0f, 0.0f};
     int stop = min(s, first + 64 + shift), half = 0;
@@ -731,15 +826,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_tensor(
         }
         float z[8][4] = {};
 #pragma unroll
-        for (int c = 0; c < D / 16; c++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                unsigned b[4];
-                ldmatrix(b, ks + half * TILE + (16 * j + lane % 8 + lane / 16 * 8) * ROW
-                             + 16 * c + lane / 8 % 2 * 8);
-                mma(z[2 * j], u[c], b);
-                mma(z[2 * j + 1], u[c], b + 2);
-            }
+        for (int j = 0; j < 8; j += 2) with_rows(z + j, u, ks + half * TILE + 8 * j * ROW);
         bool edge = start + 64 > s || start + 63 > first + 16 * warp + shift;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -768,38 +855,136 @@ extern "C" __global__ void __launch_bounds__(128) attend_tensor(
             for (int j = 0; j < D / 8; j++) acc[j][2 * h] *= old, acc[j][2 * h + 1] *= old;
         }
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            unsigned p[4] = {pair(z[2 * j][0], z[2 * j][1]), pair(z[2 * j][2], z[2 * j][3]),
-                             pair(z[2 * j + 1][0], z[2 * j + 1][1]),
-                             pair(z[2 * j + 1][2], z[2 * j + 1][3])};
-#pragma unroll
-            for (int c = 0; c < D / 16; c++) {
-                unsigned b[4];
-                ldmatrix_turned(b, vs + half * TILE + (16 * j + lane % 16) * ROW
-                                    + 16 * c + lane / 16 * 8);
-                mma(acc[2 * c], p, b);
-                mma(acc[2 * c + 1], p, b + 2);
-            }
-        }
+        for (int j = 0; j < 8; j += 2) weigh(acc, z + j, vs + half * TILE + 8 * j * ROW);
     }
+    float factor[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int row = first + 16 * warp + lane / 4 + 8 * h;
         sum[h] += __shfl_xor_sync(ALL, sum[h], 1);
         sum[h] += __shfl_xor_sync(ALL, sum[h], 2);
-        float total = sum[h] > 0.0f ? sum[h] : 1.0f;
-        if (row >= t) continue;
-#pragma unroll
-        for (int j = 0; j < D / 8; j++)
-            *(unsigned*)(out + (long long)row * D + 8 * j + lane % 4 * 2) =
-                pair(acc[j][2 * h] / total, acc[j][2 * h + 1] / total);
-        if (lane % 4 == 0)
-            lse[row] = sum[h] > 0.0f ? (top[h] + log2f(total)) * 0.69314718055994531f : 0.0f;
+        factor[h] = sum[h] > 0.0f ? 1.0f / sum[h] : 0.0f;
+        if (lane % 4 == 0 && row < t)
+            lse[row] = sum[h] > 0.0f ? (top[h] + log2f(sum[h])) / LOG2E : 0.0f;
     }
+    rows_out(out, acc, first, t, factor[0], factor[1]);
 }
 """, EVEN=1, D=64)
 
-# %% ../../nbs/27b_kernels.ipynb #650fa8af
+# %% ../../nbs/27b_kernels.ipynb #dce0ba02
+FLASH_TENSOR_BACK = Source(FLASH_TILES + r"""
+extern "C" __global__ void __launch_bounds__(128) attend_back_q_tensor(
+    const bf16* g, const bf16* q, const bf16* k, const bf16* v, const float* lse,
+    const float* level, bf16* dq, int t, int s, int shift, float scale) {
+    extern __shared__ __align__(16) bf16 tiles[];
+    bf16 *ks = tiles, *vs = tiles + 2 * TILE;
+    int first = (gridDim.x - 1 - blockIdx.x) * 64, half = 0;
+    int row = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+    long long head = blockIdx.y;
+    g += head * t * D, q += head * t * D, k += head * s * D, v += head * s * D, dq += head * t * D;
+    lse += head * t, level += head * t;
+    unsigned u[D / 16][4], w[D / 16][4];
+    tile_in(ks, q, first, t);
+    tile_in(vs, g, first, t);
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
+    lefts(u, ks);
+    lefts(w, vs);
+    __syncthreads();
+    float acc[D / 8][4] = {}, total[2], even[2];
+    for (int h = 0; h < 2; h++) {
+        bool here = row + 8 * h < t;
+        total[h] = here ? lse[row + 8 * h] * LOG2E : 0.0f;
+        even[h] = here ? level[row + 8 * h] : 0.0f;
+    }
+    int stop = min(s, first + 64 + shift);
+    tile_in(ks, k, 0, s);
+    tile_in(vs, v, 0, s);
+    copy_commit();
+    for (int start = 0; start < stop; start += 64, half ^= 1) {
+        copy_wait<0>();
+        __syncthreads();
+        if (start + 64 < stop) {
+            tile_in(ks + (half ^ 1) * TILE, k, start + 64, s);
+            tile_in(vs + (half ^ 1) * TILE, v, start + 64, s);
+            copy_commit();
+        }
+        for (int j = 0; j < 64; j += 16) {
+            float z[2][4] = {}, dz[2][4] = {};
+            with_rows(z, u, ks + half * TILE + j * ROW);
+            with_rows(dz, w, vs + half * TILE + j * ROW);
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    int key = start + j + 8 * i + col + e % 2, h = e / 2;
+                    bool seen = key < s && key <= row + 8 * h + shift;
+                    float p = seen ? exp2f(z[i][e] * scale * LOG2E - total[h]) : 0.0f;
+                    dz[i][e] = p * (dz[i][e] - even[h]);
+                }
+            weigh(acc, dz, ks + half * TILE + j * ROW);
+        }
+    }
+    rows_out(dq, acc, first, t, scale, scale);
+}
+""" + r"""
+extern "C" __global__ void __launch_bounds__(128) attend_back_kv_tensor(
+    const bf16* g, const bf16* q, const bf16* k, const bf16* v, const float* lse,
+    const float* level, bf16* dk, bf16* dv, int t, int s, int shift, float scale) {
+    extern __shared__ __align__(16) bf16 tiles[];
+    __shared__ float total[2][64], even[2][64];
+    bf16 *qs = tiles, *gs = tiles + 2 * TILE;
+    int first = blockIdx.x * 64, half = 0, own = threadIdx.x % 64;
+    int key = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+    long long head = blockIdx.y;
+    g += head * t * D, q += head * t * D, k += head * s * D, v += head * s * D;
+    dk += head * s * D, dv += head * s * D, lse += head * t, level += head * t;
+    unsigned u[D / 16][4], w[D / 16][4];
+    tile_in(qs, k, first, s);
+    tile_in(gs, v, first, s);
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
+    lefts(u, qs);
+    lefts(w, gs);
+    float to_k[D / 8][4] = {}, to_v[D / 8][4] = {};
+    int begin = max(0, first - shift) / 64 * 64;  // no earlier query sees a key of this block
+    for (int start = begin - 64; start < t; start += 64, half ^= 1) {
+        copy_wait<0>();
+        __syncthreads();
+        if (start + 64 < t) {  // the next queries, and their two numbers each
+            tile_in(qs + (half ^ 1) * TILE, q, start + 64, t);
+            tile_in(gs + (half ^ 1) * TILE, g, start + 64, t);
+            copy_commit();
+            const float* from = threadIdx.x < 64 ? lse : level;
+            float* to = threadIdx.x < 64 ? total[half ^ 1] : even[half ^ 1];
+            to[own] = start + 64 + own < t ? from[start + 64 + own] : 0.0f;
+        }
+        for (int j = 0; j < 64 && start >= begin; j += 16) {
+            float z[2][4] = {}, dz[2][4] = {};
+            with_rows(z, u, qs + half * TILE + j * ROW);
+            with_rows(dz, w, gs + half * TILE + j * ROW);
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    int at = j + 8 * i + col + e % 2, seer = start + at, asked = key + e / 2 * 8;
+                    bool seen = seer < t && asked < s && asked <= seer + shift;
+                    float x = (z[i][e] * scale - total[half][at]) * LOG2E;
+                    z[i][e] = seen ? exp2f(x) : 0.0f;
+                    dz[i][e] = z[i][e] * (dz[i][e] - even[half][at]);
+                }
+            weigh(to_v, z, gs + half * TILE + j * ROW);
+            weigh(to_k, dz, qs + half * TILE + j * ROW);
+        }
+    }
+    rows_out(dk, to_k, first, s, scale, scale);
+    rows_out(dv, to_v, first, s, 1.0f, 1.0f);
+}
+""", EVEN=1, D=64)
+
+# %% ../../nbs/27b_kernels.ipynb #ec3ebb5b
 FAR = 2**29  # a shift that lets every query see every key
 
 
@@ -813,6 +998,12 @@ def heads_of(*arrays: Array) -> int:
     return math.prod(lead.pop())
 
 
+def on_tensor_cores(*arrays: Array) -> bool:
+    "Whether these are of bf16, of sizes that go into whole tiles."
+    alike = all(x.dtype == np.uint16 and x.shape[-1] % 16 == 0 for x in arrays)
+    return alike and bool(even(*arrays))
+
+
 def attend(
     q: Array, k: Array, v: Array, scale: float, shift: int | None
 ) -> tuple[Array, Array]:
@@ -820,7 +1011,7 @@ def attend(
     xp, heads, (t, d), s = namespace(q, k, v), heads_of(q, k, v), q.shape[-2:], k.shape[-2]
     out, lse = xp.empty_like(q), xp.empty((*q.shape[:-1], 1), np.float32)
     far = FAR if shift is None else shift
-    if q.dtype == np.uint16 and d % 16 == 0 and even(q, k, v):
+    if on_tensor_cores(q, k, v):
         factor = scale * math.log2(math.e)
         args = (q, k, v, out, lse, t, s, far, factor)
         FLASH_TENSOR("attend_tensor", (-(-t // 64), heads), 128, *args,
@@ -843,6 +1034,12 @@ def attend_back(
     FLASH("attend_level", (-(-heads * t // 4),), 128, g, out, g_lse, level, heads * t, **how)
     end = (t, s, FAR if shift is None else shift, float(scale))
     args = (g, q, k, v, lse, level)
+    if on_tensor_cores(*args[:4]):
+        how = {"shared": 4 * 64 * (d + 8) * 2, "D": d}
+        for name, n, found in (("q", t, (dq,)), ("kv", s, (dk, dv))):
+            FLASH_TENSOR_BACK(f"attend_back_{name}_tensor", (-(-n // 64), heads), 128, *args,
+                              *found, *end, **how)  # fmt: skip
+        return dq, dk, dv
     FLASH("attend_back_q", (-(-t // 32), heads), 128, *args, dq, *end,
           shared=4 * (128 * (d + 1) + 1024), **how)  # fmt: skip
     FLASH("attend_back_kv", (-(-s // 32), heads), 128, *args, dk, dv, *end,

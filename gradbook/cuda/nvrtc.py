@@ -115,8 +115,13 @@ CHECKED: tuple[tuple[Source, dict[str, Any]], ...] = (
     (kernels.MATMUL, {}), (kernels.VECTORISED, {"EVEN": 1}), (kernels.TENSOR_MATMUL, {"EVEN": 1}),
     (kernels.TENSOR_MATMUL, {"EVEN": 0}), (fused.NORM, {}), (fused.NORM, {"REAL": "bf16"}),
     (fused.LOSS, {}), (fused.LOSS, {"REAL": "bf16"}), (fused.FLAT, {"EVEN": 1}),
-    (fused.EMBEDDING, {}), (fused.DROPOUT, {}), (fused.CONV, {}), (fused.FLASH, {"D": 64}),
-    (fused.FLASH, {"D": 128}), (fused.FLASH_TENSOR, {"D": 64}), (fused.FLASH_TENSOR, {"D": 128}),
+    (fused.EMBEDDING, {}), (fused.DROPOUT, {}), (fused.CONV, {}), (fused.CONV_TENSOR, {}),
+    (fused.FLASH, {"D": 64}), (fused.FLASH, {"D": 128}), (fused.FLASH, {"D": 64, "REAL": "bf16"}),
+    (fused.FLASH_TENSOR, {"D": 64}), (fused.FLASH_TENSOR, {"D": 128}),
+    (fused.FLASH_TENSOR_BACK, {"D": 64}), (fused.FLASH_TENSOR_BACK, {"D": 128}),
+    (kernels.SIMPLE, {"EVEN": 0}), (kernels.VECTORISED, {"EVEN": 0}), (fused.FLAT, {"EVEN": 0}),
+    (fused.FLAT, {"REAL": "bf16", "EVEN": 0}), (fused.EMBEDDING, {"REAL": "bf16"}),
+    (fused.DROPOUT, {"REAL": "bf16"}),
 )  # fmt: skip
 ARCHITECTURES = ("sm_80", "sm_90")
 

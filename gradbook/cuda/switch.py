@@ -153,8 +153,8 @@ def _scatter_add(x: Array, *indices: Array, axis: int, shape: tuple[int, ...]) -
 
 
 def plain(x: Any, padding: Any, groups: int) -> bool:
-    "Whether this is a convolution of images, without groups."
-    return x.ndim == 4 and groups == 1 and len(padding) == 2
+    "Whether this is a convolution of images, with as many groups as a card can launch."
+    return x.ndim == 4 and groups < 2**16 and len(padding) == 2
 
 
 @replace(conv.convolve)
@@ -162,21 +162,21 @@ def _convolve(x: Array, w: Array, *bias: Array, padding: Any, groups: int, **how
     if not (all(map(filled, (x, w, *bias))) and plain(x, padding, groups)):
         return NotImplemented
     x, w, *rest = tight(x, w, *bias)
-    return fused.convolve(x, w, rest[0] if rest else None, padding=padding, **how)
+    return fused.convolve(x, w, rest[0] if rest else None, padding=padding, groups=groups, **how)
 
 
 @replace(conv.convolve_transposed)
 def _convolve_transposed(g: Array, w: Array, *, padding: Any, groups: int, **how: Any) -> Any:
     if not (filled(g) and filled(w) and plain(g, padding, groups)):
         return NotImplemented
-    return fused.convolve_transposed(*tight(g, w), padding=padding, **how)
+    return fused.convolve_transposed(*tight(g, w), padding=padding, groups=groups, **how)
 
 
 @replace(conv.convolve_weight)
 def _convolve_weight(x: Array, g: Array, *, padding: Any, groups: int, **how: Any) -> Any:
     if not (filled(x) and filled(g) and plain(x, padding, groups)):
         return NotImplemented
-    return fused.convolve_weight(*tight(x, g), padding=padding, **how)
+    return fused.convolve_weight(*tight(x, g), padding=padding, groups=groups, **how)
 
 
 def one_lead(*arrays: Array) -> bool:
