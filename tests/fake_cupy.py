@@ -42,6 +42,12 @@ class ndarray:
     def data(self) -> Any:
         return SimpleNamespace(ptr=self._a.ctypes.data)
 
+    def __dlpack__(self, **kwargs: Any) -> Any:  # for PyTorch on the processor, its peer here
+        return self._a.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> Any:
+        return self._a.__dlpack_device__()
+
     def get(self) -> Any:
         COPIES["to host"] += 1
         return self._a.copy()
@@ -277,10 +283,21 @@ def fake_cupy() -> Iterator[Any]:
 
     PINNED.clear()
     main = Stream()
-    runtime = SimpleNamespace(getDeviceCount=lambda: 1)
+    runtime = SimpleNamespace(
+        getDeviceCount=lambda: 1, getDeviceProperties=lambda k: {"name": b"a pretended card"},
+        driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000,
+    )  # fmt: skip
+    linalg = types.ModuleType("cupy._core._routines_linalg")
+    kinds = {"float32": 1}
+    linalg.__dict__.update(
+        COMPUTE_TYPE_DEFAULT=1, COMPUTE_TYPE_TF32=7, kinds=kinds,
+        get_compute_type=lambda dtype: kinds[np.dtype(dtype).name],
+        set_compute_type=lambda dtype, kind: kinds.update({np.dtype(dtype).name: kind}),
+    )  # fmt: skip
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
     cupy.__dict__.update(
         ndarray=ndarray, asarray=to_card, array=to_card, RawModule=RawModule,
-        asnumpy=lambda x, **k: x.get(),
+        asnumpy=lambda x, **k: x.get(), __version__="0", get_default_memory_pool=lambda: pool,
         ascontiguousarray=lambda x, dtype=None: ndarray(
             np.ascontiguousarray(inner(x), dtype)
         ),
@@ -289,7 +306,8 @@ def fake_cupy() -> Iterator[Any]:
                              get_current_stream=lambda: main,
                              alloc_pinned_memory=pinned),
     )  # fmt: skip
-    modules = {"cupy": cupy, "cupyx": cupyx, "cupyx.scipy": types.ModuleType("cupyx.scipy"),
+    modules = {"cupy": cupy, "cupy._core": types.ModuleType("cupy._core"),
+               "cupy._core._routines_linalg": linalg, "cupyx": cupyx, "cupyx.scipy": types.ModuleType("cupyx.scipy"),
                "cupyx.scipy.special": special}  # fmt: skip
     COPIES.clear()
     LAUNCHES.clear()

@@ -601,7 +601,7 @@ def trained(device: str, optimiser: Any, steps: int = 4) -> tuple[list[float], A
 def test_a_training_step_never_leaves_the_card() -> None:
     here, _, _ = trained("cpu", AdamW)
     with fake_cupy():
-        there, _, copies = trained("cuda", switch.FlatAdamW)
+        there, _, copies = trained("cuda", AdamW)
         assert copies == {}  # no copy either way, no number waited for
         assert LAUNCHES["adamw"] == 4 and LAUNCHES["attend"] == 4 and LAUNCHES["add_rows"] == 4
         LAUNCHES.clear()
@@ -614,9 +614,9 @@ def test_a_training_step_never_leaves_the_card() -> None:
 @needs_compiler
 def test_the_flat_optimiser_survives_a_checkpoint() -> None:
     with fake_cupy():
-        losses, _, _ = trained("cuda", switch.FlatAdamW, 3)
+        losses, _, _ = trained("cuda", AdamW, 3)
         model, ids, image = small_gpt("cuda")
-        opt = switch.FlatAdamW(model.parameters(), lr=1e-2)
+        opt = AdamW(model.parameters(), lr=1e-2)
         again = []
         for step in range(3):
             if step == 2:  # as if loaded: other arrays, the same numbers
@@ -795,5 +795,5 @@ def test_dropout_on_the_card_has_the_same_bits() -> None:
 @gpu
 def test_training_on_the_card_is_training() -> None:
     here, _, _ = trained("cpu", AdamW)
-    there, _, _ = trained("cuda", switch.FlatAdamW)
+    there, _, _ = trained("cuda", AdamW)
     assert np.allclose(there, here, rtol=1e-3)

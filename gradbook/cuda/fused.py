@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import TENSOR_CORES, KernelError, Source, even, kind_of
+from .kernels import TENSOR_CORES, KernelError, Source, even, kind_of, to_bf16
 from ..tensor.backend import Array, namespace
 from ..tensor.random import MULTIPLIERS, STEPS, Key
 
@@ -397,11 +397,11 @@ def dropout_mask(key: Key, p: float, shape: tuple[int, ...], like: Array) -> Arr
 # %% ../../nbs/27b_kernels.ipynb #053f7acf
 TILED = r"""
 template <class A, class B, class C>
-__device__ __forceinline__ void tiled(int m, int n, int k, A a, B b, C store) {
+__device__ __forceinline__ void tiled(int m, int n, int first, int k, A a, B b, C store) {
     __shared__ float as[16][65], bs[16][65];
     int y = threadIdx.x / 16, x = threadIdx.x % 16, top = blockIdx.y * 64, left = blockIdx.x * 64;
     float sum[4][4] = {};
-    for (int start = 0; start < k; start += 16) {
+    for (int start = first; start < k; start += 16) {
         for (int i = threadIdx.x; i < 1024; i += 256) {
             int r = top + i % 64, s = left + i % 64, p = start + i / 64;
             as[i / 64][i % 64] = r < m && p < k ? a(r, p) : 0.0f;
@@ -433,12 +433,12 @@ __device__ __forceinline__ void tiled(int m, int n, int k, A a, B b, C store) {
 # %% ../../nbs/27b_kernels.ipynb #46e2a023
 TILED_TENSOR = TENSOR_CORES + r"""
 template <class A, class B, class C>
-__device__ __forceinline__ void tiled(int m, int n, int k, A a, B b, C store) {
+__device__ __forceinline__ void tiled(int m, int n, int first, int k, A a, B b, C store) {
     __shared__ __align__(16) bf16 as[64][40], bs[32][72];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, y = warp % 4 * 16, x = warp / 4 * 32;
     int top = blockIdx.y * 64, left = blockIdx.x * 64;
     float sum[4][4] = {};
-    for (int start = 0; start < k; start += 32) {
+    for (int start = first; start < k; start += 32) {
         for (int i = threadIdx.x; i < 2048; i += 256) {
             int r = i / 32, p = i % 32, q = i / 64, s = i % 64;
             as[r][p] = top + r < m && start + p < k ? a(top + r, start + p) : (bf16)0;
@@ -469,13 +469,13 @@ __device__ __forceinline__ void tiled(int m, int n, int k, A a, B b, C store) {
 
 # %% ../../nbs/27b_kernels.ipynb #12617e69
 CONVOLUTIONS = r"""
-#define SIZES int N, int C, int H, int W, int O, int P, int Q, int R, int S, \
+#define SIZES int G, int N, int C, int H, int W, int O, int P, int Q, int R, int S, \
     int sy, int sx, int py, int px, int dy, int dx
-#define PLANE(n, channels) ((n) * gridDim.z + blockIdx.z) * channels  // the first of this group
+#define PLANE(n, channels) ((n) * G + blockIdx.z % G) * channels  // the first of this group
 // rows: kernels; columns: places (n, p, q); inner: numbers of a window (c, r, s)
 extern "C" __global__ void __launch_bounds__(256) convolve(
     const REAL* x, const REAL* w, const REAL* bias, REAL* out, int biased, SIZES) {
-    tiled(O, N * P * Q, C * R * S,
+    tiled(O, N * P * Q, 0, C * R * S,
         [&](int o, int k) { return w[(PLANE(0, O) + o) * C * R * S + k]; },
         [&](int k, int at) {
             int i = at / Q % P * sy - py + k / S % R * dy, j = at % Q * sx - px + k % S * dx;
@@ -490,7 +490,7 @@ extern "C" __global__ void __launch_bounds__(256) convolve(
 // rows: channels of the input; columns: pixels (n, i, j); inner: (o, r, s)
 extern "C" __global__ void __launch_bounds__(256) convolve_transposed(
     const REAL* g, const REAL* w, REAL* out, SIZES) {
-    tiled(C, N * H * W, O * R * S,
+    tiled(C, N * H * W, 0, O * R * S,
         [&](int c, int k) {
             return w[((PLANE(0, O) + k / (R * S)) * C + c) * R * S + k % (R * S)];
         },
@@ -503,32 +503,35 @@ extern "C" __global__ void __launch_bounds__(256) convolve_transposed(
             put(out + (PLANE(at / (H * W), C) + c) * H * W + at % (H * W), v);
         });
 }
-// rows: kernels; columns: numbers of a kernel (c, r, s); inner: places (n, p, q)
+// rows: kernels; columns: numbers of a kernel (c, r, s); inner: places (n, p, q), in parts
 extern "C" __global__ void __launch_bounds__(256) convolve_weight(
-    const REAL* x, const REAL* g, REAL* out, SIZES) {
-    tiled(O, C * R * S, N * P * Q,
+    const REAL* x, const REAL* g, float* out, int length, SIZES) {
+    int part = blockIdx.z / G;
+    out += part * G * O * C * R * S;
+    tiled(O, C * R * S, part * length, min(N * P * Q, (part + 1) * length),
         [&](int o, int at) { return g[(PLANE(at / (P * Q), O) + o) * P * Q + at % (P * Q)]; },
         [&](int at, int k) {
             int i = at / Q % P * sy - py + k / S % R * dy, j = at % Q * sx - px + k % S * dx;
             int plane = PLANE(at / (P * Q), C) + k / (R * S);
             return i >= 0 && i < H && j >= 0 && j < W ? x[(plane * H + i) * W + j] : (REAL)0;
         },
-        [&](int o, int k, float v) { put(out + (PLANE(0, O) + o) * C * R * S + k, v); });
+        [&](int o, int k, float v) { out[(PLANE(0, O) + o) * C * R * S + k] = v; });
 }
 """
 CONV, CONV_TENSOR = Source(TILED + CONVOLUTIONS), Source(TILED_TENSOR + CONVOLUTIONS, REAL="bf16")
 
 # %% ../../nbs/27b_kernels.ipynb #39862b46
 def convolved(
-    name: str, rows: int, columns: int, arrays: Any, sizes: Any, how: Any, groups: int
+    name: str, product: tuple[int, int], arrays: Any, sizes: Any, how: Any, parts: int = 1
 ) -> None:
-    "Launch a kernel of `CONVOLUTIONS`; `sizes`: of x, w and the result, the groups' axes divided."
-    x, w, out = sizes
-    stride, padding, dilation = how
+    "Launch a kernel of `CONVOLUTIONS`; `sizes`: x, w and result, the channels of one group."
+    (n, *x), w, out = sizes
+    stride, padding, dilation, groups = how
     margin = [before for before, _ in padding]
-    numbers = [*x, w[0], *out[2:], *w[2:], *stride, *margin, *dilation]
+    numbers = [groups, n, *x, w[0], *out[2:], *w[2:], *stride, *margin, *dilation]
+    rows, columns = product
+    blocks = (-(-columns // 64), -(-rows // 64), groups * parts)
     source = CONV_TENSOR if arrays[0].dtype == np.uint16 else CONV
-    blocks = (-(-columns // 64), -(-rows // 64), groups)
     source(name, blocks, 256, *arrays, *numbers, REAL=kind_of(arrays[0]))
 
 
@@ -541,10 +544,11 @@ def convolve(
     grown = [n + a + b for n, (a, b) in zip(x.shape[2:], padding)]
     places = [(n - k) // s + 1 for n, k, s in zip(grown, span, stride)]
     out = namespace(x).empty((len(x), len(w), *places), x.dtype)
-    own, size = len(w) // groups, (len(x), w.shape[1], *x.shape[2:])
+    own = (len(w) // groups, *w.shape[1:])
+    sizes = ((len(x), own[1], *x.shape[2:]), own, out.shape)
     args = (x, w, w if bias is None else bias, out, int(bias is not None))
-    convolved("convolve", own, len(x) * math.prod(places), args,
-              (size, (own, *w.shape[1:]), out.shape), (stride, padding, dilation), groups)  # fmt: skip
+    product = (own[0], len(x) * math.prod(places))
+    convolved("convolve", product, args, sizes, (stride, padding, dilation, groups))
     return out
 
 
@@ -553,9 +557,11 @@ def convolve_transposed(
 ) -> Array:
     "The cotangent of the input: (N, O, P, Q), (O, C/G, R, S) -> (N, C, *size)."
     out = namespace(g).empty((len(g), groups * w.shape[1], *size), g.dtype)
-    own, x = (len(w) // groups, *w.shape[1:]), (len(g), w.shape[1], *size)
-    convolved("convolve_transposed", w.shape[1], len(g) * math.prod(size), (g, w, out),
-              (x, own, g.shape), (stride, padding, dilation), groups)  # fmt: skip
+    own = (len(w) // groups, *w.shape[1:])
+    sizes = ((len(g), own[1], *size), own, g.shape)
+    product = (own[1], len(g) * math.prod(size))
+    how = (stride, padding, dilation, groups)
+    convolved("convolve_transposed", product, (g, w, out), sizes, how)
     return out
 
 
@@ -563,11 +569,18 @@ def convolve_weight(
     x: Array, g: Array, *, window: Any, stride: Any, padding: Any, dilation: Any, groups: int = 1
 ) -> Array:
     "The cotangent of the weight: (N, C, H, W), (N, O, P, Q) -> (O, C/G, *window)."
-    out = namespace(x).empty((g.shape[1], x.shape[1] // groups, *window), x.dtype)
-    own, size = (len(out) // groups, *out.shape[1:]), (len(x), out.shape[1], *x.shape[2:])
-    convolved("convolve_weight", own[0], math.prod(own[1:]), (x, g, out),
-              (size, own, g.shape), (stride, padding, dilation), groups)  # fmt: skip
-    return out
+    own = (g.shape[1] // groups, x.shape[1] // groups, *window)
+    product, inner = (own[0], math.prod(own[1:])), len(x) * math.prod(g.shape[2:])
+    blocks = groups * math.prod(-(-n // 64) for n in product)
+    parts = max(1, min(264 // blocks, inner // 256))  # some for each multiprocessor
+    length = -(-inner // (32 * parts)) * 32
+    parts = max(1, -(-inner // length))
+    sums = namespace(x).empty((parts, groups * own[0], *own[1:]), np.float32)
+    sizes = ((len(x), own[1], *x.shape[2:]), own, g.shape)
+    how = (stride, padding, dilation, groups)
+    convolved("convolve_weight", product, (x, g, sums, length), sizes, how, parts)
+    out = sums[0] if parts == 1 else sums.sum(axis=0)
+    return to_bf16(out) if x.dtype == np.uint16 else out
 
 # %% ../../nbs/27b_kernels.ipynb #0fdb4e08
 FLASH = Source(r"""

@@ -292,7 +292,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {"lr": 3e-3},
     "nanogpt": {},
     "quick": {"layers": 2, "width": 64, "context": 32, "steps": 300, "evaluate": 100, "lr": 3e-3},
-    "shakespeare": {
+    "gpu": {
         "layers": 6, "heads": 6, "width": 384, "context": 256, "dropout": 0.2, "batch_size": 64,
         "steps": 5000,
     },
