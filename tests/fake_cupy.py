@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -306,11 +305,19 @@ def fake_cupy() -> Iterator[Any]:
                              get_current_stream=lambda: main,
                              alloc_pinned_memory=pinned),
     )  # fmt: skip
-    modules = {"cupy": cupy, "cupy._core": types.ModuleType("cupy._core"),
-               "cupy._core._routines_linalg": linalg, "cupyx": cupyx, "cupyx.scipy": types.ModuleType("cupyx.scipy"),
+    modules = {"cupy": cupy, "cupyx": cupyx, "cupy._core": types.ModuleType("cupy._core"),
+               "cupy._core._routines_linalg": linalg,
+               "cupyx.scipy": types.ModuleType("cupyx.scipy"),
                "cupyx.scipy.special": special}  # fmt: skip
     COPIES.clear()
     LAUNCHES.clear()
-    with patch.dict(sys.modules, modules):
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
         yield cupy
+    finally:  # only these: what was imported meanwhile, PyTorch say, must not be imported twice
+        for name, module in before.items():
+            del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
 

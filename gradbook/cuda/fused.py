@@ -15,15 +15,16 @@ from ..tensor.backend import Array, namespace
 from ..tensor.random import MULTIPLIERS, STEPS, Key
 
 # %% auto #0
-__all__ = ['NORM', 'LOSS', 'FLAT', 'EMBEDDING', 'DROPOUT', 'TILED', 'TILED_TENSOR', 'CONVOLUTIONS', 'CONV', 'CONV_TENSOR',
-           'FLASH', 'FLASH_TILES', 'FLASH_TENSOR', 'FLASH_TENSOR_BACK', 'FAR', 'threads_for', 'standardise',
-           'standardise_back', 'layer_norm', 'layer_norm_back', 'surprisal', 'surprisal_slope', 'cross_entropy_',
-           'grid', 'flat', 'adamw_', 'embedding_back', 'random_words', 'share_kept', 'dropout', 'dropout_mask',
-           'convolved', 'convolve', 'convolve_transposed', 'convolve_weight', 'heads_of', 'on_tensor_cores', 'attend',
-           'attend_back']
+__all__ = ['STANDARDISE', 'LAYER_NORM', 'NORM', 'LOSS', 'GELU', 'ADAMW', 'FLAT', 'EMBEDDING', 'DROPOUT', 'TILED', 'TILED_TENSOR',
+           'CONVOLUTIONS', 'CONV', 'CONV_TENSOR', 'FLASH_FORWARD', 'FLASH_BACK_Q', 'FLASH_BACK_KV', 'FLASH',
+           'FLASH_TILES', 'ONLINE', 'FLASH_TENSOR', 'TENSOR_BACK_Q', 'TENSOR_BACK_KV', 'FLASH_TENSOR_BACK', 'FAR',
+           'threads_for', 'standardise', 'standardise_back', 'layer_norm', 'layer_norm_back', 'surprisal',
+           'surprisal_slope', 'cross_entropy_', 'grid', 'flat', 'adamw_', 'embedding_back', 'random_words',
+           'share_kept', 'dropout', 'dropout_mask', 'convolved', 'convolve', 'convolve_transposed', 'convolve_weight',
+           'heads_of', 'on_tensor_cores', 'attend', 'attend_back']
 
-# %% ../../nbs/27b_kernels.ipynb #36a6804f
-NORM = Source(r"""
+# %% ../../nbs/27b_kernels.ipynb #99b6540b
+STANDARDISE = r"""
 extern "C" __global__ void standardise(const REAL* x, REAL* u, float* mean, float* var,
                                        int n, float eps, int centred) {
     __shared__ float room[32];
@@ -57,6 +58,10 @@ extern "C" __global__ void standardise_back(
     for (int i = threadIdx.x; i < n; i += blockDim.x)
         put(out + i, up(g[i]) * r - along_1 - up(u[i]) * along_u);
 }
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #33b9169f
+LAYER_NORM = r"""
 extern "C" __global__ void layer_norm(const REAL* x, const REAL* w, const REAL* b, REAL* y,
                                       float* mean, float* rstd, int n, float eps) {
     __shared__ float room[32];
@@ -96,9 +101,10 @@ extern "C" __global__ void layer_norm_back(
     for (int i = threadIdx.x; i < n; i += blockDim.x)
         atomicAdd(dw + i, sums[i]), atomicAdd(db + i, sums[n + i]);
 }
-""")
+"""
+NORM = Source(STANDARDISE + LAYER_NORM)
 
-
+# %% ../../nbs/27b_kernels.ipynb #15440ea7
 def threads_for(n: int) -> int:
     "How many threads a row of `n` numbers is worth: whole warps, 32 to 512."
     return min(512, max(32, -(-n // 128) * 32))
@@ -122,7 +128,7 @@ def standardise_back(
          float(eps), int(centred), REAL=kind_of(u))  # fmt: skip
     return out
 
-
+# %% ../../nbs/27b_kernels.ipynb #ed7f02af
 def layer_norm(x: Array, w: Array, b: Array, eps: float = 1e-5) -> tuple[Array, Array, Array]:
     "Layer norm with weight and bias in one kernel: the result, means, and 1 / deviations."
     xp, n = namespace(x), x.shape[-1]
@@ -146,7 +152,7 @@ def layer_norm_back(
          REAL=kind_of(x))  # fmt: skip
     return dx, dw, db
 
-# %% ../../nbs/27b_kernels.ipynb #cb57f998
+# %% ../../nbs/27b_kernels.ipynb #a9d5bb8b
 LOSS = Source(r"""
 __device__ __forceinline__ float log_total(const REAL* x, int n, float* room) {  // online
     float top = LOWEST, sum = 0.0f;
@@ -187,7 +193,7 @@ extern "C" __global__ void cross_entropy(REAL* x, const long long* targets, floa
 }
 """)
 
-
+# %% ../../nbs/27b_kernels.ipynb #9b6b5019
 def surprisal(x: Array, targets: Array) -> Array:
     "log(sum(e^x)) - x[target] for each row of (..., classes), as float32."
     losses = namespace(x).empty(targets.shape, np.float32)
@@ -215,8 +221,8 @@ def cross_entropy_(logits: Array, targets: Array, scale: float | None = None) ->
     LOSS("cross_entropy", (targets.size,), threads_for(n), *args, REAL=kind_of(logits))
     return losses
 
-# %% ../../nbs/27b_kernels.ipynb #e86135e5
-FLAT = Source(r"""
+# %% ../../nbs/27b_kernels.ipynb #086eedfb
+GELU = r"""
 #define SQRT_HALF 0.70710678118654752f
 #define SQRT_2_PI 0.79788456080286536f
 __device__ __forceinline__ float gelu_of(float x) {
@@ -246,6 +252,10 @@ extern "C" __global__ void gelu_tanh(const REAL* x, REAL* y, int n) {
 extern "C" __global__ void gelu_tanh_slope(const REAL* g, const REAL* x, REAL* y, int n) {
     STEPS(i, n) put(y + i, up(g[i]) * gelu_tanh_slope_of(up(x[i])));
 }
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #7d5c9a26
+ADAMW = r"""
 __device__ __forceinline__ void adamw_one(float& p, float g, float& m, float& v, float size,
                                           float eps, float kept, float beta1, float beta2) {
     m = beta1 * m + (1.0f - beta1) * g;
@@ -269,9 +279,10 @@ extern "C" __global__ void adamw(float* p, const float* g, float* m, float* v, f
         adamw_one(p[i], g[i], m[i], v[i], size, eps, kept, beta1, beta2);
     }
 }
-""", EVEN=0)
+"""
+FLAT = Source(GELU + ADAMW, EVEN=0)
 
-
+# %% ../../nbs/27b_kernels.ipynb #f3302c86
 def grid(n: int, each: int = 1024) -> tuple[int]:
     "How many blocks for `n` numbers: enough for any card, and each with something to do."
     return (max(1, min(4096, -(-n // each))),)
@@ -322,7 +333,7 @@ def embedding_back(ids: Array, g: Array, rows: int) -> Array:
         EMBEDDING("add_rows", (flat_ids.size,), threads_for(dim), *args, REAL=kind_of(g))
     return out
 
-# %% ../../nbs/27b_kernels.ipynb #bf9fe1f9
+# %% ../../nbs/27b_kernels.ipynb #4d217ec1
 DROPOUT = Source(r"""
 __device__ __forceinline__ void philox(unsigned c[4], unsigned k0, unsigned k1) {
     for (int r = 0; r < 10; r++) {
@@ -361,7 +372,7 @@ extern "C" __global__ void dropout(const REAL* x, REAL* y, unsigned k0, unsigned
 }
 """, M0=f"{MULTIPLIERS[0]}u", M1=f"{MULTIPLIERS[1]}u", W0=f"{STEPS[0]}u", W1=f"{STEPS[1]}u")
 
-
+# %% ../../nbs/27b_kernels.ipynb #f6b2f52b
 def random_words(key: Key, n: int, like: Array) -> Array:
     "The first `n` words of a key's stream, where `like` is."
     out = namespace(like).empty(n, np.uint32)
@@ -520,7 +531,7 @@ extern "C" __global__ void __launch_bounds__(256) convolve_weight(
 """
 CONV, CONV_TENSOR = Source(TILED + CONVOLUTIONS), Source(TILED_TENSOR + CONVOLUTIONS, REAL="bf16")
 
-# %% ../../nbs/27b_kernels.ipynb #39862b46
+# %% ../../nbs/27b_kernels.ipynb #671de47b
 def convolved(
     name: str, product: tuple[int, int], arrays: Any, sizes: Any, how: Any, parts: int = 1
 ) -> None:
@@ -551,7 +562,7 @@ def convolve(
     convolved("convolve", product, args, sizes, (stride, padding, dilation, groups))
     return out
 
-
+# %% ../../nbs/27b_kernels.ipynb #c0ecee70
 def convolve_transposed(
     g: Array, w: Array, *, size: Any, stride: Any, padding: Any, dilation: Any, groups: int = 1
 ) -> Array:
@@ -582,8 +593,8 @@ def convolve_weight(
     out = sums[0] if parts == 1 else sums.sum(axis=0)
     return to_bf16(out) if x.dtype == np.uint16 else out
 
-# %% ../../nbs/27b_kernels.ipynb #0fdb4e08
-FLASH = Source(r"""
+# %% ../../nbs/27b_kernels.ipynb #d3c34c11
+FLASH_FORWARD = r"""
 #define COLUMNS ((D + 31) / 32)
 #define LINE (D + 1)  // one more, so that 32 keys lie in 32 banks
 // 32 rows of (rows, D), those from `first` on, into shared memory; zeros behind the last
@@ -644,6 +655,10 @@ extern "C" __global__ void __launch_bounds__(128) attend(
         if (lane == 0) lse[row] = sum[i] > 0.0f ? top[i] + logf(total) : 0.0f;
     }
 }
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #defbc111
+FLASH_BACK_Q = r"""
 // level: g . out - g_lse for each query
 extern "C" __global__ void __launch_bounds__(128) attend_level(
     const REAL* g, const REAL* out, const float* g_lse, float* level, int rows) {
@@ -696,7 +711,10 @@ extern "C" __global__ void __launch_bounds__(128) attend_back_q(
             if (row < t && d < D) put(dq + (long long)row * D + d, acc[i][c] * scale);
         }
 }
-// the other way round: a block has 32 keys, a lane is a query
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #8b8846ec
+FLASH_BACK_KV = r"""
 extern "C" __global__ void __launch_bounds__(128, 4) attend_back_kv(
     const REAL* g, const REAL* q, const REAL* k, const REAL* v, const float* lse,
     const float* level, REAL* dk, REAL* dv, int t, int s, int shift, float scale) {
@@ -745,7 +763,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) attend_back_kv(
             put(dv + (long long)key * D + d, to_v[i][c]);
         }
 }
-""", D=64)
+"""
+FLASH = Source(FLASH_FORWARD + FLASH_BACK_Q + FLASH_BACK_KV, D=64)
 
 # %% ../../nbs/27b_kernels.ipynb #d983de2d
 FLASH_TILES = TENSOR_CORES + r"""
@@ -806,8 +825,42 @@ __device__ __forceinline__ void rows_out(bf16* out, float acc[D / 8][4], int fir
 }
 """
 
-# %% ../../nbs/27b_kernels.ipynb #688b422a
-FLASH_TENSOR = Source(FLASH_TILES + r"""
+# %% ../../nbs/27b_kernels.ipynb #06928d44
+ONLINE = r"""
+// scores of 64 keys from `start` on become weights; what was added up before is scaled to them
+__device__ __forceinline__ void online(float z[8][4], float acc[D / 8][4], float top[2],
+                                       float sum[2], int start, int row, int s, int shift,
+                                       bool edge, float scale) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float larger = top[h];
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int e = 2 * h; e < 2 * h + 2; e++) {
+                int key = start + 8 * j + threadIdx.x % 4 * 2 + e % 2;
+                z[j][e] = edge && (key >= s || key > row + 8 * h + shift) ? LOWEST : z[j][e] * scale;
+                larger = fmaxf(larger, z[j][e]);
+            }
+        larger = fmaxf(larger, __shfl_xor_sync(ALL, larger, 1));
+        larger = fmaxf(larger, __shfl_xor_sync(ALL, larger, 2));
+        float old = exp2f(top[h] - larger), more = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int e = 2 * h; e < 2 * h + 2; e++) {
+                z[j][e] = z[j][e] == LOWEST ? 0.0f : exp2f(z[j][e] - larger);
+                more += z[j][e];
+            }
+        sum[h] = sum[h] * old + more, top[h] = larger;
+#pragma unroll
+        for (int j = 0; j < D / 8; j++) acc[j][2 * h] *= old, acc[j][2 * h + 1] *= old;
+    }
+}
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #b501f32b
+FLASH_TENSOR = Source(FLASH_TILES + ONLINE + r"""
 extern "C" __global__ void __launch_bounds__(128) attend_tensor(
     const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
     int t, int s, int shift, float scale) {
@@ -841,32 +894,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_tensor(
 #pragma unroll
         for (int j = 0; j < 8; j += 2) with_rows(z + j, u, ks + half * TILE + 8 * j * ROW);
         bool edge = start + 64 > s || start + 63 > first + 16 * warp + shift;
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int row = first + 16 * warp + lane / 4 + 8 * h;
-            float larger = top[h];
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-#pragma unroll
-                for (int e = 2 * h; e < 2 * h + 2; e++) {
-                    int key = start + 8 * j + lane % 4 * 2 + e % 2;
-                    z[j][e] = edge && (key >= s || key > row + shift) ? LOWEST : z[j][e] * scale;
-                    larger = fmaxf(larger, z[j][e]);
-                }
-            larger = fmaxf(larger, __shfl_xor_sync(ALL, larger, 1));
-            larger = fmaxf(larger, __shfl_xor_sync(ALL, larger, 2));
-            float old = exp2f(top[h] - larger), more = 0.0f;
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-#pragma unroll
-                for (int e = 2 * h; e < 2 * h + 2; e++) {
-                    z[j][e] = z[j][e] == LOWEST ? 0.0f : exp2f(z[j][e] - larger);
-                    more += z[j][e];
-                }
-            sum[h] = sum[h] * old + more, top[h] = larger;
-#pragma unroll
-            for (int j = 0; j < D / 8; j++) acc[j][2 * h] *= old, acc[j][2 * h + 1] *= old;
-        }
+        online(z, acc, top, sum, start, first + 16 * warp + lane / 4, s, shift, edge, scale);
 #pragma unroll
         for (int j = 0; j < 8; j += 2) weigh(acc, z + j, vs + half * TILE + 8 * j * ROW);
     }
@@ -884,8 +912,8 @@ extern "C" __global__ void __launch_bounds__(128) attend_tensor(
 }
 """, EVEN=1, D=64)
 
-# %% ../../nbs/27b_kernels.ipynb #dce0ba02
-FLASH_TENSOR_BACK = Source(FLASH_TILES + r"""
+# %% ../../nbs/27b_kernels.ipynb #1de96277
+TENSOR_BACK_Q = r"""
 extern "C" __global__ void __launch_bounds__(128) attend_back_q_tensor(
     const bf16* g, const bf16* q, const bf16* k, const bf16* v, const float* lse,
     const float* level, bf16* dq, int t, int s, int shift, float scale) {
@@ -941,7 +969,10 @@ extern "C" __global__ void __launch_bounds__(128) attend_back_q_tensor(
     }
     rows_out(dq, acc, first, t, scale, scale);
 }
-""" + r"""
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #45f9d1d3
+TENSOR_BACK_KV = r"""
 extern "C" __global__ void __launch_bounds__(128) attend_back_kv_tensor(
     const bf16* g, const bf16* q, const bf16* k, const bf16* v, const float* lse,
     const float* level, bf16* dk, bf16* dv, int t, int s, int shift, float scale) {
@@ -995,9 +1026,10 @@ extern "C" __global__ void __launch_bounds__(128) attend_back_kv_tensor(
     rows_out(dk, to_k, first, s, scale, scale);
     rows_out(dv, to_v, first, s, 1.0f, 1.0f);
 }
-""", EVEN=1, D=64)
+"""
+FLASH_TENSOR_BACK = Source(FLASH_TILES + TENSOR_BACK_Q + TENSOR_BACK_KV, EVEN=1, D=64)
 
-# %% ../../nbs/27b_kernels.ipynb #ec3ebb5b
+# %% ../../nbs/27b_kernels.ipynb #4f9bc04f
 FAR = 2**29  # a shift that lets every query see every key
 
 
@@ -1035,7 +1067,7 @@ def attend(
               D=d, REAL=kind_of(q))  # fmt: skip
     return out, lse
 
-
+# %% ../../nbs/27b_kernels.ipynb #26080048
 def attend_back(
     g: Array, g_lse: Array, out: Array, lse: Array, q: Array, k: Array, v: Array,
     scale: float, shift: int | None,

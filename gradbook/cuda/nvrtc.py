@@ -74,7 +74,7 @@ def compiled(source: Source, arch: str, **defines: Any) -> tuple[bytes, str]:
     nvrtc().nvrtcDestroyProgram(ctypes.byref(program))
     return code, log
 
-# %% ../../nbs/27b_kernels.ipynb #b10b7fc8
+# %% ../../nbs/27b_kernels.ipynb #3397e3d7
 @dataclass(frozen=True)
 class Compiled:
     "One kernel in machine code; stack and spills in bytes, `mma` counts tensor-core products."
@@ -109,13 +109,14 @@ def instructions(code: bytes) -> dict[str, Counter[str]]:
         counts[name] = Counter(found)
     return counts
 
-
+# %% ../../nbs/27b_kernels.ipynb #3b7186c7
 CHECKED: tuple[tuple[Source, dict[str, Any]], ...] = (
     (kernels.SIMPLE, {"EVEN": 1}), (kernels.SOFTMAX, {}), (kernels.SOFTMAX, {"REAL": "bf16"}),
     (kernels.MATMUL, {}), (kernels.VECTORISED, {"EVEN": 1}), (kernels.TENSOR_MATMUL, {"EVEN": 1}),
     (kernels.TENSOR_MATMUL, {"EVEN": 0}), (fused.NORM, {}), (fused.NORM, {"REAL": "bf16"}),
     (fused.LOSS, {}), (fused.LOSS, {"REAL": "bf16"}), (fused.FLAT, {"EVEN": 1}),
-    (fused.EMBEDDING, {}), (fused.DROPOUT, {}), (fused.CONV, {}), (fused.CONV_TENSOR, {}),
+    (fused.EMBEDDING, {}), (fused.DROPOUT, {}), (fused.CONV, {}),
+    (fused.CONV_TENSOR, {"REAL": "bf16"}),
     (fused.FLASH, {"D": 64}), (fused.FLASH, {"D": 128}), (fused.FLASH, {"D": 64, "REAL": "bf16"}),
     (fused.FLASH_TENSOR, {"D": 64}), (fused.FLASH_TENSOR, {"D": 128}),
     (fused.FLASH_TENSOR_BACK, {"D": 64}), (fused.FLASH_TENSOR_BACK, {"D": 128}),

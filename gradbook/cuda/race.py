@@ -42,10 +42,10 @@ def optional(name: str) -> Any:
 
 
 def milliseconds(xp: Any, f: Callable[[], Any], repeat: int) -> list[float]:
-    "What the card's clock says about `repeat` calls, after three to warm up."
+    "What the card's clock says about `repeat` calls, two at least, after three to warm up."
     for _ in range(3):
         f()
-    marks = [(xp.cuda.Event(), xp.cuda.Event()) for _ in range(repeat)]
+    marks = [(xp.cuda.Event(), xp.cuda.Event()) for _ in range(max(2, repeat))]
     for begin, end in marks:
         begin.record()
         f()
@@ -76,7 +76,7 @@ def products(torch: Any, tf32: bool) -> Iterator[None]:
         for place, setting in zip(places, before[1]):
             place.allow_tf32 = setting
 
-# %% ../../nbs/27b_kernels.ipynb #eb27bf7a
+# %% ../../nbs/27b_kernels.ipynb #19d73f4c
 def memory_cases(xp: Any, torch: Any, rows: int = 65536, n: int = 1024) -> Iterator[Case]:
     "What lives on bandwidth."
     x, w = normal(xp, rows, n), xp.ones(n, np.float32)
@@ -111,7 +111,7 @@ def memory_cases(xp: Any, torch: Any, rows: int = 65536, n: int = 1024) -> Itera
         engines["torch"] = lambda: functional.dropout(theirs, 0.1)
     yield Case("dropout", engines, 2 * x.nbytes)
 
-
+# %% ../../nbs/27b_kernels.ipynb #31590159
 def adamw_cases(xp: Any, torch: Any, n: int = 2**26) -> Iterator[Case]:
     "A step of the optimiser, on one flat array."
     p, g, m, v = (normal(xp, n, seed=k) ** 2 for k in range(4))
@@ -142,7 +142,7 @@ def loss_cases(xp: Any, torch: Any, rows: int = 16384, n: int = 50304) -> Iterat
         engines["torch"] = both
     yield Case("cross-entropy and gradient, bf16", engines, 2 * logits.nbytes)
 
-# %% ../../nbs/27b_kernels.ipynb #b68981e9
+# %% ../../nbs/27b_kernels.ipynb #7cd876bf
 def product_cases(xp: Any, torch: Any, n: int = 4096) -> Iterator[Case]:
     "The ladder against cuBLAS; float32 without TF32, and bf16 on tensor cores."
     a, b = normal(xp, n, n), normal(xp, n, n, seed=1)
@@ -161,7 +161,7 @@ def product_cases(xp: Any, torch: Any, n: int = 4096) -> Iterator[Case]:
         engines["cublas"] = lambda: one @ two
     yield Case("matmul, tensor, bf16", engines, operations=2.0 * n**3)
 
-
+# %% ../../nbs/27b_kernels.ipynb #1b37ef65
 def attention_in(torch: Any, name: str, full: list[Any]) -> Iterator[Case]:
     "Attention of q, k, v, and its gradient for g, in bf16 or float32."
     q, k, v, g = [to_bf16(x) for x in full] if name == "bf16" else full
@@ -215,7 +215,7 @@ def convolution_cases(
     for name in ("bf16", "float32"):
         yield from convolution_in(torch, name, x, w, groups)
 
-# %% ../../nbs/27b_kernels.ipynb #2ffe9e2e
+# %% ../../nbs/27b_kernels.ipynb #71d3befd
 class Training(NamedTuple):
     "A model, here and in PyTorch, with what a step needs."
 
@@ -254,7 +254,7 @@ def our_step(job: Training, own: bool) -> Callable[[], Any]:
 
     return step
 
-
+# %% ../../nbs/27b_kernels.ipynb #bf68b989
 def their_step(xp: Any, torch: Any, job: Training, compiled: bool) -> Callable[[], Any]:
     "A step of PyTorch's on the card, eager or compiled."
     place = torch.from_dlpack(xp.zeros(1, np.float32)).device

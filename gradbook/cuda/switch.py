@@ -118,7 +118,7 @@ def _surprisal_slope(g: Array, x: Array, targets: Array, *, axis: int) -> Any:
     fine = fits(g, x) and targets.dtype == np.int64 and last(x, axis)
     return fused.surprisal_slope(g, x, targets) if fine else NotImplemented
 
-# %% ../../nbs/27b_kernels.ipynb #79fadd98
+# %% ../../nbs/27b_kernels.ipynb #c4249cb7
 @replace(elementwise._gelu)
 def _gelu(x: Array) -> Any:
     return fused.flat("gelu", x) if fits(x) else NotImplemented
@@ -152,7 +152,7 @@ def _scatter_add(x: Array, *indices: Array, axis: int, shape: tuple[int, ...]) -
     ids = indices[0]
     return fused.embedding_back(ids + shape[0] * (ids < 0), x, shape[0])
 
-
+# %% ../../nbs/27b_kernels.ipynb #080e0fb9
 def plain(x: Any, padding: Any, groups: int) -> bool:
     "Whether this is a convolution of images, with as many groups as a card can launch."
     return x.ndim == 4 and groups < 2**16 and len(padding) == 2
@@ -179,7 +179,7 @@ def _convolve_weight(x: Array, g: Array, *, padding: Any, groups: int, **how: An
         return NotImplemented
     return fused.convolve_weight(*tight(x, g), padding=padding, groups=groups, **how)
 
-
+# %% ../../nbs/27b_kernels.ipynb #0f7c4adc
 def one_lead(*arrays: Array) -> bool:
     same = {(x.shape[:-2], x.shape[-1]) for x in arrays}
     return all(map(filled, arrays)) and len(same) == 1 and arrays[0].shape[-1] <= 128
