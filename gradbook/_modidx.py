@@ -2178,6 +2178,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'gradbook.cuda.nvrtc.Compiled': ('kernels.html#compiled', 'gradbook/cuda/nvrtc.py'),
                                      'gradbook.cuda.nvrtc.NoNVRTC': ('kernels.html#nonvrtc', 'gradbook/cuda/nvrtc.py'),
                                      'gradbook.cuda.nvrtc.check_all': ('kernels.html#check_all', 'gradbook/cuda/nvrtc.py'),
+                                     'gradbook.cuda.nvrtc.checked': ('kernels.html#checked', 'gradbook/cuda/nvrtc.py'),
                                      'gradbook.cuda.nvrtc.compiled': ('kernels.html#compiled', 'gradbook/cuda/nvrtc.py'),
                                      'gradbook.cuda.nvrtc.instructions': ('kernels.html#instructions', 'gradbook/cuda/nvrtc.py'),
                                      'gradbook.cuda.nvrtc.located': ('kernels.html#located', 'gradbook/cuda/nvrtc.py'),

@@ -168,14 +168,18 @@ def test_dropout_has_the_bits_of_chapter_7(order: str) -> None:
 CONVOLUTIONS = [
     ((1, 1, 1, 1), (1, 1, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
     ((2, 3, 31, 33), (5, 3, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 1),
-    ((1, 8, 9, 127), (70, 8, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((1, 8, 3, 67), (70, 8, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
     ((3, 2, 11, 10), (4, 2, 5, 5), (3, 2), ((2, 2), (0, 3)), (2, 1), 1),
     ((2, 6, 13, 11), (4, 3, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 2),
-    ((1, 5, 7, 33), (10, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 5),
+    ((1, 3, 5, 33), (6, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 3),
 ]
 
 
-def test_all_of_a_convolution(order: str, case: Any, low: bool) -> None:
+@needs_compiler
+@in_three_orders
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=range(len(CONVOLUTIONS)))
+def test_convolution(case: Any, low: bool, order: str) -> None:
     shape, window, stride, padding, dilation, groups = case
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     cast, back = (to_bf16, from_bf16) if low else (np.asarray, np.asarray)
@@ -197,17 +201,6 @@ def test_all_of_a_convolution(order: str, case: Any, low: bool) -> None:
             np, back(x), back(g), window=window[2:], **how
         )
         assert near(back(found), wanted, 2 * limit)
-
-
-test_all_of_a_convolution = needs_compiler(  # three decorators would fill a page of ids
-    in_three_orders(
-        pytest.mark.parametrize("low", [False, True], ids=["float32", "bf16"])(
-            pytest.mark.parametrize("case", CONVOLUTIONS, ids=range(len(CONVOLUTIONS)))(
-                test_all_of_a_convolution
-            )
-        )
-    )
-)
 
 
 ATTENTIONS = [(1, 1, 1, 0), (31, 33, 31, 2), (33, 33, 33, 0), (127, 127, 64, 0),
@@ -607,7 +600,7 @@ def test_lenet_learns_on_the_card_as_here(own: bool) -> None:
 SMALL: dict[str, dict[str, Any]] = {
     "memory_cases": {"rows": 8, "n": 64}, "adamw_cases": {"n": 1003},
     "loss_cases": {"rows": 4, "n": 48}, "product_cases": {"n": 16},
-    "attention_cases": {"heads": 2, "t": 40, "d": 16},
+    "attention_cases": {"heads": 2, "t": 17, "d": 16},
     "convolution_cases": {"images": 1, "channels": 4, "side": 5, "groups": 2},
     "lenet_cases": {"batch": 2},
     "gpt_cases": {"layers": 1, "heads": 2, "width": 32, "context": 8, "batch_size": 2},
@@ -727,7 +720,8 @@ def test_every_kernel_compiles_without_spills() -> None:
         pytest.skip(str(missing))
     rows = nvrtc.check_all(nvrtc.ARCHITECTURES if os.environ.get("FULL") else ("sm_90",))
     assert not [row for row in rows if row.spills or row.stack]
-    assert all(row.mma for row in rows if "tensor" in row.kernel)
+    low = [row for row in rows if "convolve" in row.kernel and "bf16" in row.options]
+    assert low and all(row.mma for row in rows if "tensor" in row.kernel or row in low)
     listed = {name for source, _ in nvrtc.CHECKED for name in source.names}
     assert {row.kernel for row in rows} == listed
 
@@ -814,3 +808,62 @@ def test_training_on_the_card_is_training() -> None:
     here, _, _ = trained("cpu", AdamW)
     there, _, _ = trained("cuda", AdamW)
     assert np.allclose(there, here, rtol=1e-3)
+
+
+@gpu
+@pytest.mark.parametrize("t, s, d, shift", [*LOW_ATTENTIONS, (1000, 1000, 64, 0)])
+def test_attention_back_on_the_cards_tensor_cores(
+    t: int, s: int, d: int, shift: int | None
+) -> None:
+    import cupy
+
+    halves = [to_bf16(some(2, n, d, seed=k)) for k, n in enumerate((t, s, s, t))]
+    q, k, v, g = map(from_bf16, halves)
+    how: dict[str, Any] = {"scale": 0.2, "shift": shift}
+    wanted = attention.attend.primitive.impl(np, q, k, v, **how)
+    slopes = attention.attend_back.primitive.impl(np, g, 0 * wanted[1], *wanted, q, k, v, **how)
+    *qkv, slope = map(cupy.asarray, halves)
+    out, lse = fused.attend(*qkv, **how)
+    back = fused.attend_back(slope, 0 * lse, out, lse, *qkv, **how)
+    assert all(near(from_bf16(cupy.asnumpy(a)), b, 1e-2) for a, b in zip(back, slopes))
+
+
+@gpu
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=range(len(CONVOLUTIONS)))
+def test_convolution_on_the_card(case: Any, low: bool) -> None:
+    import cupy
+
+    shape, window, stride, padding, dilation, groups = case
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    cast, back = (to_bf16, from_bf16) if low else (np.asarray, np.asarray)
+    x, w = cast(some(*shape)), cast(some(*window, seed=1))
+    y = conv.convolve.primitive.impl(np, back(x), back(w), **how)
+    g = cast(some(*y.shape, seed=2))
+    a, b, c = map(cupy.asarray, (x, w, g))
+    found = [
+        fused.convolve(a, b, None, **how),
+        fused.convolve_transposed(c, b, size=shape[2:], **how),
+        fused.convolve_weight(a, c, window=window[2:], **how),
+    ]
+    wanted = [
+        y,
+        conv.convolve_transposed.primitive.impl(np, back(g), back(w), size=shape[2:], **how),
+        conv.convolve_weight.primitive.impl(np, back(x), back(g), window=window[2:], **how),
+    ]
+    for a, b in zip(found, wanted):
+        assert near(back(cupy.asnumpy(a)), b, 2e-2 if low else 2e-5)
+
+
+@gpu
+@pytest.mark.parametrize("own", [True, False])
+def test_a_gpt_on_the_card_is_a_gpt(own: bool) -> None:
+    here, _, _ = gpt_steps("cpu")
+    there, _, _ = gpt_steps("cuda", own)
+    assert np.allclose(there, here, rtol=1e-3)
+
+
+@gpu
+def test_the_bench_on_the_card() -> None:
+    found = race.cuda_race(2, SMALL)
+    assert found["failed"] == {} and found["rows"]

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files, version
@@ -19,7 +21,7 @@ from .kernels import Source
 
 # %% auto #0
 __all__ = ['SAID', 'CHECKED', 'ARCHITECTURES', 'NoNVRTC', 'CompileError', 'located', 'nvrtc', 'text_of', 'compiled', 'Compiled',
-           'instructions', 'check_all', 'report']
+           'instructions', 'checked', 'check_all', 'report']
 
 # %% ../../nbs/27b_kernels.ipynb #c2c5edad
 class NoNVRTC(ImportError):
@@ -127,20 +129,24 @@ CHECKED: tuple[tuple[Source, dict[str, Any]], ...] = (
 ARCHITECTURES = ("sm_80", "sm_90")
 
 
-def check_all(arches: tuple[str, ...] = ARCHITECTURES) -> list[Compiled]:
-    "Every kernel of the library, compiled. Raises CompileError, NoNVRTC."
-    rows = []
-    for source, defines in CHECKED:
-        for arch in arches:
-            code, log = compiled(source, arch, **defines)
-            counts = instructions(code)
-            for name, stack, stores, loads, registers in SAID.findall(log):
-                words = " ".join(f"{k}={v}" for k, v in defines.items())
-                spills, used = int(stores) + int(loads), counts[name]
-                mma = used["HMMA"] + used["HGMMA"]
-                rows.append(Compiled(name, words, arch, int(registers), int(stack), spills, mma,
-                                     sum(used.values())))  # fmt: skip
+def checked(source: Source, defines: dict[str, Any], arch: str) -> list[Compiled]:
+    "What became of the kernels of one text. Raises CompileError, NoNVRTC."
+    code, log = compiled(source, arch, **defines)
+    counts, rows = instructions(code), []
+    for name, stack, stores, loads, registers in SAID.findall(log):
+        words = " ".join(f"{k}={v}" for k, v in defines.items())
+        spills, used = int(stores) + int(loads), counts[name]
+        mma, total = used["HMMA"] + used["HGMMA"], sum(used.values())
+        rows.append(Compiled(name, words, arch, int(registers), int(stack), spills, mma, total))
     return rows
+
+
+def check_all(arches: tuple[str, ...] = ARCHITECTURES) -> list[Compiled]:
+    "Every kernel of the library, compiled, as many at a time as there are processors."
+    jobs = [(*pair, arch) for pair in CHECKED for arch in arches]
+    nvrtc()  # loaded once, before there are threads
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [row for rows in pool.map(lambda job: checked(*job), jobs) for row in rows]
 
 
 def report() -> dict[str, Any]:
