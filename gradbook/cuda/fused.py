@@ -839,7 +839,8 @@ __device__ __forceinline__ void online(float z[8][4], float acc[D / 8][4], float
 #pragma unroll
             for (int e = 2 * h; e < 2 * h + 2; e++) {
                 int key = start + 8 * j + threadIdx.x % 4 * 2 + e % 2;
-                z[j][e] = edge && (key >= s || key > row + 8 * h + shift) ? LOWEST : z[j][e] * scale;
+                bool hidden = edge && (key >= s || key > row + 8 * h + shift);
+                z[j][e] = hidden ? LOWEST : z[j][e] * scale;
                 larger = fmaxf(larger, z[j][e]);
             }
         larger = fmaxf(larger, __shfl_xor_sync(ALL, larger, 1));
