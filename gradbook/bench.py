@@ -30,7 +30,7 @@ __all__ = ['THREAD_VARIABLES', 'REST', 'Runner', 'BENCHMARKS', 'Race', 'Steps', 
            'report_of', 'mean_ratio', 'chain', 'chain_race', 'eager_race', 'there_and_back', 'large_race',
            'arrays_race', 'random_race', 'adamw_race', 'step_of', 'training_steps', 'mlp_steps', 'lenet_steps',
            'torch_gpt', 'gpt_steps', 'alone', 'training_race', 'mlp_race', 'lenet_race', 'gpt_race', 'cuda_bench',
-           'optimizer_race', 'mean_accuracy']
+           'compare_bench', 'optimizer_race', 'mean_accuracy']
 
 # %% ../nbs/92_bench.ipynb #16493ab7
 def duration(seconds: float) -> str:
@@ -829,6 +829,14 @@ def cuda_bench(repeat: int = 20) -> Report:
     versions = {"python": platform.python_version(), "gradbook": __version__, **found["versions"]}
     where, summary = f"{found['gpu']}; {machine()}", f"{len(rows)} rows"
     return Report("cuda", where, threads(), versions, rows, facts, summary)
+
+
+@benchmark("compare", "the same programs on every engine of this book, and all others installed")
+def compare_bench(repeat: int = 20) -> Report:
+    "The comparison of chapter 36; what is not installed gives a line that says so."
+    from gradbook.roads.compare import comparison
+
+    return comparison(repeat, say=partial(print, file=sys.stderr))
 
 # %% ../nbs/92_bench.ipynb #ffbb686c
 @benchmark("optim", "six optimisers on MNIST: three seeds, equal steps and equal time")
