@@ -77,7 +77,7 @@ class Memory:
         peak = self.status("VmHWM")
         return None if peak is None or self.before is None else peak - self.before
 
-# %% ../../nbs/36_compare.ipynb #9f47408f
+# %% ../../nbs/36_compare.ipynb #0876fb8d
 def measured(engine: Engine, case: Case, repeat: int, seconds: float = 0.1) -> dict[str, Any]:
     "Everything about one engine and one case; raises what the engine raises."
     x = case.x
@@ -95,10 +95,10 @@ def measured(engine: Engine, case: Case, repeat: int, seconds: float = 0.1) -> d
     row |= {"kept": ready.kept, "error": case.error(slopes), "dtype": str(slopes.dtype)}
     row["gradient_s"] = samples(lambda: gradient(x), repeat, seconds)
     ready.value(x)  # some libraries compile it now
-    row["value_s"] = samples(lambda: ready.value(x), repeat, seconds / 2)
+    row["value_s"] = samples(lambda: ready.value(x), repeat, seconds / 3)
     return row
 
-# %% ../../nbs/36_compare.ipynb #4fb9b017
+# %% ../../nbs/36_compare.ipynb #5b6b0ea7
 WORKER = """
 import json, sys
 from gradbook.roads.compare import answer, on_one_core, warm_up
@@ -134,7 +134,7 @@ def on_one_core() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
-
+# %% ../../nbs/36_compare.ipynb #888795f7
 class Worker:
     "A process that answers for one engine, one case after the other, with fresh caches."
 
@@ -182,37 +182,42 @@ class Worker:
         self.process.kill()
         self.process.communicate()
 
-# %% ../../nbs/36_compare.ipynb #8094774d
+# %% ../../nbs/36_compare.ipynb #599c362f
 Answers = dict[tuple[str, str], dict[str, Any]]  # (case, engine) -> what was found, or why not
 
 
-def too_long(key: str, done: dict[str, dict[str, Any]], sizes: dict[str, int], limit: float) -> str:
-    "Why a case is not tried: a smaller one of its kind failed, or says that this takes too long."
+def too_long(key: str, done: dict[str, Any], sizes: dict[str, int], limit: float) -> dict[str, Any]:
+    "Why a case is not tried, if a smaller one of its kind failed or tells that this takes too long."
     name = key.partition(":")[0]
-    for other, found in reversed(done.items()):
-        if other.partition(":")[0] == name and sizes[other] < sizes[key]:
-            if found.get("lost"):
-                return f"not tried after {other.partition(':')[2]}: {found['why']}"
-            guess = found.get("first_s", 0.0) * sizes[key] / max(1, sizes[other])
-            return f"not tried: it would take about {guess:.0f} s" if guess > limit else ""
-    return ""
+    before = [other for other in done if other.partition(":")[0] == name]
+    if not before:
+        return {}
+    found, smaller = done[before[-1]], before[-1]
+    if found.get("lost"):
+        return {"why": f"not tried after {smaller.partition(':')[2]}: {found['why']}", "lost": True}
+    guess = found.get("first_s", found.get("guess", 0.0)) * sizes[key] / sizes[smaller]
+    if guess <= limit:
+        return {}
+    return {"why": f"not tried: it would take about {guess:.0f} s", "guess": guess}
 
 
 def by_worker(
     name: str, keys: Sequence[str], sizes: dict[str, int], repeat: int, limit: float
 ) -> dict[str, Any]:
-    "One engine's answers. A process that is lost is replaced, twice."
+    "One engine's answers. A process that is lost is replaced, once."
     done: dict[str, Any] = {}
     worker, losses = None, 0
-    patience = limit / 2 if ENGINES[name].once else 1.0  # seconds that a case may take by guess
+    compiles = ENGINES[name].once and not name.startswith("gradbook")  # grows faster than the size
+    patience = limit / 4 if compiles else limit if ENGINES[name].once else 0.6  # seconds, by guess
+    limit = limit if compiles else 2 * limit
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
             for key in keys:
-                why = too_long(key, done, sizes, patience)
-                if losses > 2:
-                    why = "not tried: its process was lost three times"
-                if why:
-                    done[key] = {"why": why, "lost": "not tried after" in why}
+                if reason := too_long(key, done, sizes, patience):
+                    done[key] = reason
+                    continue
+                if losses > 1:
+                    done[key] = {"why": "not tried: its process was lost twice"}
                     continue
                 worker = worker or Worker(name, repeat, folder)
                 done[key] = worker.ask(key, limit)
@@ -251,13 +256,15 @@ def by_program(name: str, keys: Sequence[str], repeat: int, limit: float) -> dic
 
 
 def race(
-    keys: Sequence[str], engines: Sequence[str], repeat: int = 20, limit: float = 15.0,
+    keys: Sequence[str], engines: Sequence[str], repeat: int = 20, limit: float = 8.0,
     say: Callable[[str], object] = lambda line: None,
 ) -> Answers:  # fmt: skip
     "All engines on all cases, one process after the other. `limit`: seconds for a case."
     answers: Answers = {}
     counts = {key: operations(case(key)) for key in keys}
-    sizes = {key: count or int(key.partition(":")[2]) for key, count in counts.items()}
+    single = [key for key in keys if case(key).kind == "numbers"]
+    sizes = {key: counts[key] or 1 if key in single else 1 for key in keys}  # arrays are no loops
+    keys = [key for key in keys if key not in single] + sorted(single, key=sizes.__getitem__)
     for name in engines:
         say(name)
         start = time.perf_counter()
@@ -326,7 +333,7 @@ def rows_of(answers: Answers) -> list[Measured]:
                 first_s=found["first_s"], function_s=function, plain_s=alone,
                 over_function=median / function, over_plain=median / alone if alone else None,
                 operations=count, peak_bytes=grown, kept_bytes=found["kept"] or None,
-                bytes_per_operation=grown / count if grown and count else None,
+                bytes_per_operation=grown / count if grown and count and count >= 1000 else None,
                 error=found["error"], dtype=found["dtype"], runs=len(found["gradient_s"]),
             )
         )  # fmt: skip
@@ -338,7 +345,7 @@ KEYS = (
     *"det_minors:3 det_minors:4 det_minors:6 det_minors:8".split(),
     *"lax_wendroff:2 lax_wendroff:20 lax_wendroff:200 lax_wendroff:2000".split(),
     *"ode:10 ode:100 robertson:4 robertson:40 speelpenning:100 speelpenning:1000".split(),
-    *"det_lu:8 det_lu:20 mat_mul:4 mat_mul:10 polynomial:50 toon:1 toon:5".split(),
+    *"det_lu:20 mat_mul:4 mat_mul:10 polynomial:50 toon:1 toon:5".split(),
     *"sparse_jacobian:50 sparse_hessian:50".split(),
 )
 GENERAL = (
@@ -347,8 +354,10 @@ GENERAL = (
     "recorded once, it is recorded before (the column `first` has both)",
     "a point comes in and slopes go out as NumPy arrays: calls cost 1 to 100 µs in most libraries",
     "medians, warm; `first` is cold, with no cache of compiled code but for our sweeps and C++",
-    "memory: how far the resident set grew at its peak, recording included; below 0.5 MB not shown",
+    "memory: how far the resident set grew at its peak, recording included; not shown below "
+    "0.5 MB or 1,000 operations, where it is the library's own",
     "operations: those of the program as written, the same for all, whatever a library makes of it",
+    "not tried: by the time that a smaller program took, or because none came for that",
     "after many steps Toon's scheme loses digits in all engines: it is timed at 5",
 )
 

@@ -3,6 +3,7 @@
 # %% ../../nbs/36_compare.ipynb #4b6e9187
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -21,8 +22,8 @@ from .native import NativeError
 from .problems import draw, pattern
 
 # %% auto #0
-__all__ = ['PROGRAMS', 'MEASURE', 'PLAIN', 'CPPAD', 'ADOLC', 'ADEPT', 'LIBRARIES', 'FLAGS', 'ADOLC_BUFFERS', 'Library',
-           'cppad_flags', 'adolc_flags', 'adept_flags', 'built', 'task', 'measured']
+__all__ = ['PROGRAMS', 'MEASURE', 'PLAIN', 'CPPAD', 'ADOLC', 'ADEPT', 'LIBRARIES', 'FLAGS', 'ADOLC_BUFFERS', 'TINY_DNN',
+           'Library', 'cppad_flags', 'adolc_flags', 'adept_flags', 'built', 'task', 'measured', 'tiny_dnn_steps']
 
 # %% ../../nbs/36_compare.ipynb #02d19c34
 PROGRAMS = r"""
@@ -546,3 +547,69 @@ def measured(
         raise NativeError(f"the program ended with {run.returncode} and said: {said}")
     found: dict[str, Any] = json.loads(run.stdout)
     return found
+
+# %% ../../nbs/36_compare.ipynb #b1c392a4
+TINY_DNN = r"""
+#define CNN_NO_SERIALIZATION
+#include <tiny_dnn/tiny_dnn.h>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+
+int main(int count, char **given)
+{
+    using namespace tiny_dnn;
+    using namespace tiny_dnn::activation;
+    const int steps = count > 1 ? std::atoi(given[1]) : 5, warm = 2;
+    const size_t batch = 128;
+    network<sequential> net;
+    net << convolutional_layer<identity>(28, 28, 5, 1, 6, padding::same)
+        << max_pooling_layer<relu>(28, 28, 6, 2)
+        << convolutional_layer<identity>(14, 14, 5, 6, 16)
+        << max_pooling_layer<relu>(10, 10, 16, 2) << fully_connected_layer<relu>(400, 120)
+        << fully_connected_layer<relu>(120, 84) << fully_connected_layer<identity>(84, 10);
+    std::vector<vec_t> x(batch);
+    std::vector<label_t> y(batch);
+    std::srand(0);
+    for (size_t i = 0; i < batch; i++) {
+        x[i].resize(28 * 28);
+        for (auto &v : x[i]) v = std::rand() / float_t(RAND_MAX);
+        y[i] = std::rand() % 10;
+    }
+    adam optimizer;
+    auto last = std::chrono::steady_clock::now();
+    int n = 0;
+    net.train<cross_entropy_multiclass>(
+        optimizer, x, y, batch, steps + warm, [] {},
+        [&] {
+            const auto now = std::chrono::steady_clock::now();
+            if (n++ >= warm) std::printf("%.9f ", std::chrono::duration<double>(now - last).count());
+            last = now;
+        });
+}
+"""
+
+# %% ../../nbs/36_compare.ipynb #00028ecb
+def tiny_dnn_steps(steps: int = 20, limit: float = 120.0) -> list[float]:
+    """Seconds of training steps: LeNet-5, batch 128, Adam, float32, on one core.
+
+    Raises ImportError, NativeError.
+    """
+    if not Path("/usr/include/tiny_dnn").is_dir():
+        raise ImportError("not installed: Debian's packages tiny-dnn and libstb-dev")
+    include = native.code_folder() / "include"
+    stb = include / "third_party" / "stb"  # where tiny-dnn looks for its picture formats
+    stb.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        stb.symlink_to("/usr/include/stb")
+    places = [f"-I{include}", "-I/usr/include/gemmlowp"]
+    speed = ["-x", "c++", "-std=c++14", "-O3", "-march=native", "-pthread"]
+    program = native.built(TINY_DNN, (*speed, *places, "-Wl,--no-as-needed", "-lstdc++"))
+    command = [str(program), str(steps)]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeError(f"tiny-dnn's program can't be used: {error}") from None
+    if run.returncode:
+        raise NativeError(f"tiny-dnn's program ended with {run.returncode}: {run.stderr[:200]}")
+    return list(map(float, run.stdout.split()))
