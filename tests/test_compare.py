@@ -24,7 +24,7 @@ NUMBERS = (
 OTHERS = ("mlp:8", "waves:3", "many_ode:3", "many_det:10")
 SLOW = {  # these compile for seconds what others do at once
     "tinygrad": ("det_minors:2", "polynomial:5", "mlp:4"),
-    "JAX": ("det_minors:3", "polynomial:20", "sparse_hessian:8", "mlp:8", "waves:3", "many_det:10"),
+    "JAX": ("det_minors:3", "polynomial:5", "mlp:4", "waves:3"),
     "Dr.Jit": ("det_minors:3", "polynomial:20", "ode:2", "toon:1", "many_ode:3", "many_det:10"),
 }
 REFUSED = {  # what a library has no means for
@@ -128,7 +128,7 @@ def test_an_engine_that_fails_loses_nothing(
     text: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     enter(monkeypatch, tmp_path, text)
-    answers = compare.race(KEYS, ("odd", "gradbook Value"), repeat=2, limit=4.0)
+    answers = compare.race(KEYS, ("odd", "gradbook Value"), repeat=2, limit=2.5)
     assert set(answers) == {(k, name) for k in KEYS for name in ("odd", "gradbook Value")}
     assert why in answers["det_minors:3", "odd"]["why"]
     assert all("error" in answers[k, "gradbook Value"] for k in KEYS)
@@ -224,8 +224,8 @@ def test_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_results_become_rows() -> None:
-    found = {"gradient_s": [1.0, 2.0, 3.0], "value_s": [0.5, 0.5], "record_s": 4.0, "first_s": 5.0,
-             "peak": 100, "kept": 0, "error": 0.0, "dtype": "float32", "operations": 9}  # fmt: skip
+    found = {"gradient_s": [1.0, 2.0, 3.0], "value_s": [0.5, 0.5], "record_s": 4.0,
+             "first_s": 5.0, "peak": 100, "kept": 0, "error": 0.0, "dtype": "float32", "operations": 4096}  # fmt: skip
     answers = {
         ("ode:2", "gradbook taped C"): found,
         ("ode:2", "CppAD"): found | {"gradient_s": [4.0, 4.0], "peak": 1 << 20, "shorten_s": 1.0},
@@ -234,6 +234,6 @@ def test_only_results_become_rows() -> None:
     }
     ours, cppad = compare.rows_of(answers)
     assert (ours.ratio, cppad.ratio) == (1.0, 0.5) and cppad.record_s == 5.0
-    assert ours.bytes_per_operation is None and cppad.bytes_per_operation == (1 << 20) / 9
+    assert ours.bytes_per_operation is None and cppad.bytes_per_operation == 256
     assert ours.over_function == 4.0 and ours.over_plain == 8.0 and ours.plain_s == 0.25
     assert math.isclose(ours.low_s, 1.5) and math.isclose(ours.high_s, 2.5)
