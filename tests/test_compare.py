@@ -225,7 +225,8 @@ def test_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_results_become_rows() -> None:
     found = {"gradient_s": [1.0, 2.0, 3.0], "value_s": [0.5, 0.5], "record_s": 4.0,
-             "first_s": 5.0, "peak": 100, "kept": 0, "error": 0.0, "dtype": "float32", "operations": 4096}  # fmt: skip
+             "first_s": 5.0, "peak": 100, "kept": 0, "error": 0.0, "dtype": "float32",
+             "operations": 4096}  # fmt: skip
     answers = {
         ("ode:2", "gradbook taped C"): found,
         ("ode:2", "CppAD"): found | {"gradient_s": [4.0, 4.0], "peak": 1 << 20, "shorten_s": 1.0},

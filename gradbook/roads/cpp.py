@@ -22,8 +22,9 @@ from .native import NativeError
 from .problems import draw, pattern
 
 # %% auto #0
-__all__ = ['PROGRAMS', 'MEASURE', 'PLAIN', 'CPPAD', 'ADOLC', 'ADEPT', 'LIBRARIES', 'FLAGS', 'ADOLC_BUFFERS', 'TINY_DNN',
-           'Library', 'cppad_flags', 'adolc_flags', 'adept_flags', 'built', 'task', 'measured', 'tiny_dnn_steps']
+__all__ = ['PROGRAMS', 'MEASURE', 'PLAIN', 'CPPAD', 'ADOLC', 'ADEPT', 'LIBRARIES', 'FLAGS', 'BUFFERS', 'ADOLC_BUFFERS',
+           'TINY_DNN', 'Library', 'cppad_flags', 'adolc_flags', 'adept_flags', 'built', 'task', 'measured',
+           'tiny_dnn_steps']
 
 # %% ../../nbs/36_compare.ipynb #02d19c34
 PROGRAMS = r"""
@@ -493,7 +494,7 @@ def adept_flags() -> list[str]:
 LIBRARIES = {
     library.name: library
     for library in (
-        Library("C++ doubles", PLAIN, list, False, ("the function alone, no derivative",), derives=False),
+        Library("C++ doubles", PLAIN, list, False, ("the function alone",), derives=False),
         Library("CppAD", CPPAD, cppad_flags, True,
                 ("its tape shortened with optimize(); pivots are fixed when it is recorded",)),
         Library("ADOL-C", ADOLC, adolc_flags, True,
@@ -524,7 +525,8 @@ def task(case: Case) -> str:
     return "\n".join(" ".join(map(repr, line)) for line in lines)
 
 
-ADOLC_BUFFERS = "".join(f'"{name}BUFSIZE" "{size << 21}"\n' for name, size in zip("OLVT", (1, 4, 1, 1)))
+BUFFERS = {"O": 1 << 21, "L": 1 << 23, "V": 1 << 21, "T": 1 << 21}
+ADOLC_BUFFERS = "".join(f'"{name}BUFSIZE" "{size}"\n' for name, size in BUFFERS.items())
 
 
 def measured(
