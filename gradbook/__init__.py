@@ -74,7 +74,7 @@ __all__ = ['ARRAYS', 'TRANSFORMS', 'TENSORS', 'PACKAGES', 'DEVICES', 'ERRORS', '
            'unique_inverse', 'unique_values', 'unstack', 'var', 'vecdot', 'where', 'zeros', 'zeros_like']
 
 # %% ../nbs/90_package.ipynb #e0155d1f
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -115,5 +115,5 @@ def test_part_one_works_where_numpy_is_missing():
 
 
 def test_version_and_type_marker():
-    assert gradbook.__version__ == "0.4.0"
+    assert gradbook.__version__ == "0.5.0"
     assert (Path(gradbook.__file__).parent / "py.typed").exists()
