@@ -44,7 +44,7 @@ serve:           ## serve _site/ on this machine (PORT=8000)
 test-cuda: .venv/done ## the same comparisons on this machine's graphics card (installs CuPy)
 	@$(PY) -m uv pip install -q -p $(PY) -c constraints.txt -e ".[book,cuda,cuda-check]"
 	@$(PY) -c "from gradbook.tensor.backend import device; print(device('cuda'))"
-	@$(PY) -m pytest -n0 tests/test_cuda.py tests/test_random.py
+	@$(PY) -m pytest -n0 tests/test_cuda.py tests/test_cuda_training.py tests/test_random.py
 
 bench: .venv/peers ## measure gradbook against its peers; the figures go to nbs/results/
 	@rm -rf build/bench

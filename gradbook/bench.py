@@ -28,9 +28,9 @@ __all__ = ['THREAD_VARIABLES', 'REST', 'Runner', 'BENCHMARKS', 'Race', 'Steps', 
            'as_text', 'as_html', 'Comparison', 'compare', 'measure', 'MissingExtra', 'Row', 'rows_of', 'commit',
            'Report', 'Benchmark', 'benchmark', 'moons_training', 'moons_race', 'micrograd_race', 'peer', 'torch_alike',
            'report_of', 'mean_ratio', 'chain', 'chain_race', 'eager_race', 'there_and_back', 'large_race',
-           'arrays_race', 'random_race', 'adamw_race', 'step_of', 'training_steps', 'mlp_steps', 'lenet_steps',
-           'torch_gpt', 'gpt_steps', 'alone', 'training_race', 'mlp_race', 'lenet_race', 'gpt_race', 'cuda_bench',
-           'optimizer_race', 'mean_accuracy']
+           'arrays_race', 'random_race', 'adamw_race', 'step_of', 'training_steps', 'mlp_steps', 'torch_lenet',
+           'lenet_steps', 'torch_gpt', 'gpt_steps', 'alone', 'training_race', 'mlp_race', 'lenet_race', 'gpt_race',
+           'cuda_bench', 'optimizer_race', 'mean_accuracy']
 
 # %% ../nbs/92_bench.ipynb #16493ab7
 def duration(seconds: float) -> str:
@@ -670,23 +670,29 @@ def mlp_steps() -> Steps:
     return training_steps(torch, perceptron(0), theirs, (128, 784))
 
 # %% ../nbs/92_bench.ipynb #aa925333
+def torch_lenet(torch: Any) -> Any:
+    "PyTorch's counterpart of LeNet-5."
+    nn = torch.nn
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
+        nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
 def lenet_steps() -> Steps:
     "A training step of gradbook's and of PyTorch's LeNet-5, batch 128; each returns its loss."
     from gradbook.models.lenet import LeNet5
 
     torch = torch_alike()
-    nn = torch.nn
-    theirs = nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
-        nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
-        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
-    )  # fmt: skip
-    return training_steps(torch, LeNet5(key=0), theirs, (128, 1, 28, 28))
+    return training_steps(torch, LeNet5(key=0), torch_lenet(torch), (128, 1, 28, 28))
 
 
 
 # %% ../nbs/92_bench.ipynb #c6e3972e
-def torch_gpt(torch: Any, vocab: int, context: int, layers: int, heads: int, width: int) -> Any:
+def torch_gpt(
+    torch: Any, vocab: int, context: int, layers: int, heads: int, width: int, dropout: float = 0.0
+) -> Any:
     "PyTorch's counterpart of a GPT without biases."
     nn, functional = torch.nn, torch.nn.functional
 
@@ -698,23 +704,26 @@ def torch_gpt(torch: Any, vocab: int, context: int, layers: int, heads: int, wid
             self.outer = nn.Linear(width, width, bias=False)
             self.up = nn.Linear(width, 4 * width, bias=False)
             self.down = nn.Linear(4 * width, width, bias=False)
+            self.drop = nn.Dropout(dropout)
 
         def forward(self, x: Any) -> Any:
             parts = self.inner(self.norm1(x)).split(width, dim=2)
             q, k, v = (z.unflatten(2, (heads, -1)).transpose(1, 2) for z in parts)
-            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.outer(y.transpose(1, 2).flatten(2))
-            return x + self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))
+            p = dropout if self.training else 0.0
+            y = functional.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+            x = x + self.drop(self.outer(y.transpose(1, 2).flatten(2)))
+            y = functional.gelu(self.up(self.norm2(x)), approximate="tanh")
+            return x + self.drop(self.down(y))
 
     class Decoder(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.token, self.position = nn.Embedding(vocab, width), nn.Embedding(context, width)
             self.blocks = nn.Sequential(*(Block() for _ in range(layers)))
-            self.norm = nn.LayerNorm(width, bias=False)
+            self.norm, self.drop = nn.LayerNorm(width, bias=False), nn.Dropout(dropout)
 
         def forward(self, ids: Any) -> Any:
-            x = self.token(ids) + self.position.weight[: ids.shape[1]]
+            x = self.drop(self.token(ids) + self.position.weight[: ids.shape[1]])
             return self.norm(self.blocks(x)) @ self.token.weight.T
 
     return Decoder()
@@ -825,9 +834,12 @@ def cuda_bench(repeat: int = 20) -> Report:
     facts = {
         "gpu": found["gpu"],
         "rates": [{k: v for k, v in r.items() if k not in names[2:]} for r in found["rows"]],
+        "failed": found["failed"],
     }
     versions = {"python": platform.python_version(), "gradbook": __version__, **found["versions"]}
     where, summary = f"{found['gpu']}; {machine()}", f"{len(rows)} rows"
+    if found["failed"]:
+        summary += f"; failed: {', '.join(found['failed'])}"
     return Report("cuda", where, threads(), versions, rows, facts, summary)
 
 # %% ../nbs/92_bench.ipynb #ffbb686c

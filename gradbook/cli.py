@@ -617,7 +617,7 @@ models
   names       a GRU that invents first names (chapter 19)
   dates       dates in any spelling, read with attention (chapter 19)
   gpt         a language model on shakespeare, names or a .txt file, or on sums: adder
-              (chapter 22); --preset laptop, nanogpt, quick, shakespeare, gpt2, adder
+              (chapter 22); --preset laptop, nanogpt, quick, gpu, gpt2, adder
 
 Every run but that of digits is a folder with log and checkpoints. It may be killed at any
 moment, or stopped with Ctrl-C; --resume goes on, and ends with the same bits as if undisturbed.

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -41,6 +40,12 @@ class ndarray:
     @property
     def data(self) -> Any:
         return SimpleNamespace(ptr=self._a.ctypes.data)
+
+    def __dlpack__(self, **kwargs: Any) -> Any:  # for PyTorch on the processor, its peer here
+        return self._a.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> Any:
+        return self._a.__dlpack_device__()
 
     def get(self) -> Any:
         COPIES["to host"] += 1
@@ -278,10 +283,21 @@ def fake_cupy() -> Iterator[Any]:
 
     PINNED.clear()
     main = Stream()
-    runtime = SimpleNamespace(getDeviceCount=lambda: 1)
+    runtime = SimpleNamespace(
+        getDeviceCount=lambda: 1, getDeviceProperties=lambda k: {"name": b"a pretended card"},
+        driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000,
+    )  # fmt: skip
+    linalg = types.ModuleType("cupy._core._routines_linalg")
+    kinds = {"float32": 1}
+    linalg.__dict__.update(
+        COMPUTE_TYPE_DEFAULT=1, COMPUTE_TYPE_TF32=7, kinds=kinds,
+        get_compute_type=lambda dtype: kinds[np.dtype(dtype).name],
+        set_compute_type=lambda dtype, kind: kinds.update({np.dtype(dtype).name: kind}),
+    )  # fmt: skip
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
     cupy.__dict__.update(
         ndarray=ndarray, asarray=to_card, array=to_card, RawModule=RawModule,
-        asnumpy=lambda x, **k: x.get(),
+        asnumpy=lambda x, **k: x.get(), __version__="0", get_default_memory_pool=lambda: pool,
         ascontiguousarray=lambda x, dtype=None: ndarray(
             np.ascontiguousarray(inner(x), dtype)
         ),
@@ -290,10 +306,19 @@ def fake_cupy() -> Iterator[Any]:
                              get_current_stream=lambda: main,
                              alloc_pinned_memory=pinned),
     )  # fmt: skip
-    modules = {"cupy": cupy, "cupyx": cupyx, "cupyx.scipy": types.ModuleType("cupyx.scipy"),
+    modules = {"cupy": cupy, "cupyx": cupyx, "cupy._core": types.ModuleType("cupy._core"),
+               "cupy._core._routines_linalg": linalg,
+               "cupyx.scipy": types.ModuleType("cupyx.scipy"),
                "cupyx.scipy.special": special}  # fmt: skip
     COPIES.clear()
     LAUNCHES.clear()
-    with patch.dict(sys.modules, modules):
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
         yield cupy
+    finally:  # only these: what was imported meanwhile, PyTorch say, must not be imported twice
+        for name, module in before.items():
+            del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
 

@@ -16,7 +16,7 @@ from ..tensor.core import FLOATS, NUMBERS, TABLE, Primitive, Tensor, gradients
 # %% auto #0
 __all__ = ['LIMITS', 'SKIPPED', 'Agreement', 'computed', 'apart', 'agreement', 'agreement_table']
 
-# %% ../../nbs/27b_kernels.ipynb #09dbb375
+# %% ../../nbs/27b_kernels.ipynb #4e3e387b
 LIMITS = {"float64": 1e-10, "float32": 1e-5}
 SKIPPED = {"to_device": "its result is on the CPU by design"}
 
@@ -63,7 +63,7 @@ def apart(x: Any, y: Any) -> float:
         far = np.abs(x - y).max() / max(1.0, float(np.abs(y).max()))
     return float(far) if np.isfinite(far) else math.inf
 
-
+# %% ../../nbs/27b_kernels.ipynb #390d6231
 def agreement(primitive: Primitive, dtype: Any, device: Any) -> list[Agreement]:
     "One row for each example of a primitive."
     device, dtype, rows = as_device(device), as_dtype(dtype), []

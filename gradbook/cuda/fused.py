@@ -10,19 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import TENSOR_CORES, KernelError, Source, even, kind_of
+from .kernels import TENSOR_CORES, KernelError, Source, even, kind_of, to_bf16
 from ..tensor.backend import Array, namespace
 from ..tensor.random import MULTIPLIERS, STEPS, Key
 
 # %% auto #0
-__all__ = ['NORM', 'LOSS', 'FLAT', 'EMBEDDING', 'DROPOUT', 'CONV', 'FLASH', 'FLASH_TENSOR', 'FAR', 'threads_for', 'standardise',
-           'standardise_back', 'layer_norm', 'layer_norm_back', 'surprisal', 'surprisal_slope', 'cross_entropy_',
-           'grid', 'flat', 'adamw_', 'embedding_back', 'random_words', 'share_kept', 'dropout', 'dropout_mask',
-           'conv_sizes', 'conv_blocks', 'convolve', 'convolve_transposed', 'convolve_weight', 'heads_of', 'attend',
-           'attend_back']
+__all__ = ['STANDARDISE', 'LAYER_NORM', 'NORM', 'LOSS', 'GELU', 'ADAMW', 'FLAT', 'EMBEDDING', 'DROPOUT', 'TILED', 'TILED_TENSOR',
+           'CONVOLUTIONS', 'CONV', 'CONV_TENSOR', 'FLASH_FORWARD', 'FLASH_BACK_Q', 'FLASH_BACK_KV', 'FLASH',
+           'FLASH_TILES', 'ONLINE', 'FLASH_TENSOR', 'TENSOR_BACK_Q', 'TENSOR_BACK_KV', 'FLASH_TENSOR_BACK', 'FAR',
+           'threads_for', 'standardise', 'standardise_back', 'layer_norm', 'layer_norm_back', 'surprisal',
+           'surprisal_slope', 'cross_entropy_', 'grid', 'flat', 'adamw_', 'embedding_back', 'random_words',
+           'share_kept', 'dropout', 'dropout_mask', 'convolved', 'convolve', 'convolve_transposed', 'convolve_weight',
+           'heads_of', 'on_tensor_cores', 'attend', 'attend_back']
 
-# %% ../../nbs/27b_kernels.ipynb #36a6804f
-NORM = Source(r"""
+# %% ../../nbs/27b_kernels.ipynb #99b6540b
+STANDARDISE = r"""
 extern "C" __global__ void standardise(const REAL* x, REAL* u, float* mean, float* var,
                                        int n, float eps, int centred) {
     __shared__ float room[32];
@@ -56,6 +58,10 @@ extern "C" __global__ void standardise_back(
     for (int i = threadIdx.x; i < n; i += blockDim.x)
         put(out + i, up(g[i]) * r - along_1 - up(u[i]) * along_u);
 }
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #33b9169f
+LAYER_NORM = r"""
 extern "C" __global__ void layer_norm(const REAL* x, const REAL* w, const REAL* b, REAL* y,
                                       float* mean, float* rstd, int n, float eps) {
     __shared__ float room[32];
@@ -95,9 +101,10 @@ extern "C" __global__ void layer_norm_back(
     for (int i = threadIdx.x; i < n; i += blockDim.x)
         atomicAdd(dw + i, sums[i]), atomicAdd(db + i, sums[n + i]);
 }
-""")
+"""
+NORM = Source(STANDARDISE + LAYER_NORM)
 
-
+# %% ../../nbs/27b_kernels.ipynb #15440ea7
 def threads_for(n: int) -> int:
     "How many threads a row of `n` numbers is worth: whole warps, 32 to 512."
     return min(512, max(32, -(-n // 128) * 32))
@@ -121,7 +128,7 @@ def standardise_back(
          float(eps), int(centred), REAL=kind_of(u))  # fmt: skip
     return out
 
-
+# %% ../../nbs/27b_kernels.ipynb #ed7f02af
 def layer_norm(x: Array, w: Array, b: Array, eps: float = 1e-5) -> tuple[Array, Array, Array]:
     "Layer norm with weight and bias in one kernel: the result, means, and 1 / deviations."
     xp, n = namespace(x), x.shape[-1]
@@ -145,7 +152,7 @@ def layer_norm_back(
          REAL=kind_of(x))  # fmt: skip
     return dx, dw, db
 
-# %% ../../nbs/27b_kernels.ipynb #cb57f998
+# %% ../../nbs/27b_kernels.ipynb #a9d5bb8b
 LOSS = Source(r"""
 __device__ __forceinline__ float log_total(const REAL* x, int n, float* room) {  // online
     float top = LOWEST, sum = 0.0f;
@@ -186,7 +193,7 @@ extern "C" __global__ void cross_entropy(REAL* x, const long long* targets, floa
 }
 """)
 
-
+# %% ../../nbs/27b_kernels.ipynb #9b6b5019
 def surprisal(x: Array, targets: Array) -> Array:
     "log(sum(e^x)) - x[target] for each row of (..., classes), as float32."
     losses = namespace(x).empty(targets.shape, np.float32)
@@ -214,8 +221,8 @@ def cross_entropy_(logits: Array, targets: Array, scale: float | None = None) ->
     LOSS("cross_entropy", (targets.size,), threads_for(n), *args, REAL=kind_of(logits))
     return losses
 
-# %% ../../nbs/27b_kernels.ipynb #e86135e5
-FLAT = Source(r"""
+# %% ../../nbs/27b_kernels.ipynb #086eedfb
+GELU = r"""
 #define SQRT_HALF 0.70710678118654752f
 #define SQRT_2_PI 0.79788456080286536f
 __device__ __forceinline__ float gelu_of(float x) {
@@ -245,6 +252,10 @@ extern "C" __global__ void gelu_tanh(const REAL* x, REAL* y, int n) {
 extern "C" __global__ void gelu_tanh_slope(const REAL* g, const REAL* x, REAL* y, int n) {
     STEPS(i, n) put(y + i, up(g[i]) * gelu_tanh_slope_of(up(x[i])));
 }
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #7d5c9a26
+ADAMW = r"""
 __device__ __forceinline__ void adamw_one(float& p, float g, float& m, float& v, float size,
                                           float eps, float kept, float beta1, float beta2) {
     m = beta1 * m + (1.0f - beta1) * g;
@@ -268,9 +279,10 @@ extern "C" __global__ void adamw(float* p, const float* g, float* m, float* v, f
         adamw_one(p[i], g[i], m[i], v[i], size, eps, kept, beta1, beta2);
     }
 }
-""", EVEN=0)
+"""
+FLAT = Source(GELU + ADAMW, EVEN=0)
 
-
+# %% ../../nbs/27b_kernels.ipynb #f3302c86
 def grid(n: int, each: int = 1024) -> tuple[int]:
     "How many blocks for `n` numbers: enough for any card, and each with something to do."
     return (max(1, min(4096, -(-n // each))),)
@@ -321,7 +333,7 @@ def embedding_back(ids: Array, g: Array, rows: int) -> Array:
         EMBEDDING("add_rows", (flat_ids.size,), threads_for(dim), *args, REAL=kind_of(g))
     return out
 
-# %% ../../nbs/27b_kernels.ipynb #bf9fe1f9
+# %% ../../nbs/27b_kernels.ipynb #4d217ec1
 DROPOUT = Source(r"""
 __device__ __forceinline__ void philox(unsigned c[4], unsigned k0, unsigned k1) {
     for (int r = 0; r < 10; r++) {
@@ -360,7 +372,7 @@ extern "C" __global__ void dropout(const REAL* x, REAL* y, unsigned k0, unsigned
 }
 """, M0=f"{MULTIPLIERS[0]}u", M1=f"{MULTIPLIERS[1]}u", W0=f"{STEPS[0]}u", W1=f"{STEPS[1]}u")
 
-
+# %% ../../nbs/27b_kernels.ipynb #f6b2f52b
 def random_words(key: Key, n: int, like: Array) -> Array:
     "The first `n` words of a key's stream, where `like` is."
     out = namespace(like).empty(n, np.uint32)
@@ -393,14 +405,14 @@ def dropout_mask(key: Key, p: float, shape: tuple[int, ...], like: Array) -> Arr
         DROPOUT("dropout_mask", (-(-out.size // 2048),), 256, *args)
     return out
 
-# %% ../../nbs/27b_kernels.ipynb #58a689e1
-CONV = Source(r"""
+# %% ../../nbs/27b_kernels.ipynb #053f7acf
+TILED = r"""
 template <class A, class B, class C>
-__device__ __forceinline__ void tiled(int m, int n, int k, A a, B b, C store) {
+__device__ __forceinline__ void tiled(int m, int n, int first, int k, A a, B b, C store) {
     __shared__ float as[16][65], bs[16][65];
     int y = threadIdx.x / 16, x = threadIdx.x % 16, top = blockIdx.y * 64, left = blockIdx.x * 64;
     float sum[4][4] = {};
-    for (int start = 0; start < k; start += 16) {
+    for (int start = first; start < k; start += 16) {
         for (int i = threadIdx.x; i < 1024; i += 256) {
             int r = top + i % 64, s = left + i % 64, p = start + i / 64;
             as[i / 64][i % 64] = r < m && p < k ? a(r, p) : 0.0f;
@@ -427,100 +439,162 @@ __device__ __forceinline__ void tiled(int m, int n, int k, A a, B b, C store) {
             if (r < m && s < n) store(r, s, sum[i][j]);
         }
 }
-#define SIZES int N, int C, int H, int W, int O, int P, int Q, int R, int S, \
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #46e2a023
+TILED_TENSOR = TENSOR_CORES + r"""
+template <class A, class B, class C>
+__device__ __forceinline__ void tiled(int m, int n, int first, int k, A a, B b, C store) {
+    __shared__ __align__(16) bf16 as[64][40], bs[32][72];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, y = warp % 4 * 16, x = warp / 4 * 32;
+    int top = blockIdx.y * 64, left = blockIdx.x * 64;
+    float sum[4][4] = {};
+    for (int start = first; start < k; start += 32) {
+        for (int i = threadIdx.x; i < 2048; i += 256) {
+            int r = i / 32, p = i % 32, q = i / 64, s = i % 64;
+            as[r][p] = top + r < m && start + p < k ? a(top + r, start + p) : (bf16)0;
+            bs[q][s] = start + q < k && left + s < n ? b(start + q, left + s) : (bf16)0;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int p = 0; p < 32; p += 16) {
+            unsigned u[4], v[4];
+            ldmatrix(u, &as[y + lane % 16][p + lane / 16 * 8]);
+#pragma unroll
+            for (int j = 0; j < 4; j += 2) {
+                ldmatrix_turned(v, &bs[p + lane % 16][x + 8 * j + lane / 16 * 8]);
+                mma(sum[j], u, v), mma(sum[j + 1], u, v + 2);
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int r = top + y + lane / 4 + e / 2 * 8, s = left + x + 8 * j + lane % 4 * 2 + e % 2;
+            if (r < m && s < n) store(r, s, sum[j][e]);
+        }
+}
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #12617e69
+CONVOLUTIONS = r"""
+#define SIZES int G, int N, int C, int H, int W, int O, int P, int Q, int R, int S, \
     int sy, int sx, int py, int px, int dy, int dx
+#define PLANE(n, channels) ((n) * G + blockIdx.z % G) * channels  // the first of this group
 // rows: kernels; columns: places (n, p, q); inner: numbers of a window (c, r, s)
 extern "C" __global__ void __launch_bounds__(256) convolve(
-    const float* x, const float* w, const float* bias, float* out, int biased, SIZES) {
-    tiled(O, N * P * Q, C * R * S,
-        [&](int o, int k) { return w[o * C * R * S + k]; },
+    const REAL* x, const REAL* w, const REAL* bias, REAL* out, int biased, SIZES) {
+    tiled(O, N * P * Q, 0, C * R * S,
+        [&](int o, int k) { return w[(PLANE(0, O) + o) * C * R * S + k]; },
         [&](int k, int at) {
             int i = at / Q % P * sy - py + k / S % R * dy, j = at % Q * sx - px + k % S * dx;
-            int plane = at / (P * Q) * C + k / (R * S);
-            return i >= 0 && i < H && j >= 0 && j < W ? x[(plane * H + i) * W + j] : 0.0f;
+            int plane = PLANE(at / (P * Q), C) + k / (R * S);
+            return i >= 0 && i < H && j >= 0 && j < W ? x[(plane * H + i) * W + j] : (REAL)0;
         },
         [&](int o, int at, float v) {
-            out[(at / (P * Q) * O + o) * P * Q + at % (P * Q)] = v + (biased ? bias[o] : 0.0f);
+            if (biased) v += up(bias[PLANE(0, O) + o]);
+            put(out + (PLANE(at / (P * Q), O) + o) * P * Q + at % (P * Q), v);
         });
 }
 // rows: channels of the input; columns: pixels (n, i, j); inner: (o, r, s)
 extern "C" __global__ void __launch_bounds__(256) convolve_transposed(
-    const float* g, const float* w, float* out, SIZES) {
-    tiled(C, N * H * W, O * R * S,
-        [&](int c, int k) { return w[(k / (R * S) * C + c) * R * S + k % (R * S)]; },
+    const REAL* g, const REAL* w, REAL* out, SIZES) {
+    tiled(C, N * H * W, 0, O * R * S,
+        [&](int c, int k) {
+            return w[((PLANE(0, O) + k / (R * S)) * C + c) * R * S + k % (R * S)];
+        },
         [&](int k, int at) {
             int i = at / W % H + py - k / S % R * dy, j = at % W + px - k % S * dx;
-            if (i < 0 || j < 0 || i % sy || j % sx || i / sy >= P || j / sx >= Q) return 0.0f;
-            return g[((at / (H * W) * O + k / (R * S)) * P + i / sy) * Q + j / sx];
+            if (i < 0 || j < 0 || i % sy || j % sx || i / sy >= P || j / sx >= Q) return (REAL)0;
+            return g[((PLANE(at / (H * W), O) + k / (R * S)) * P + i / sy) * Q + j / sx];
         },
         [&](int c, int at, float v) {
-            out[(at / (H * W) * C + c) * H * W + at % (H * W)] = v;
+            put(out + (PLANE(at / (H * W), C) + c) * H * W + at % (H * W), v);
         });
 }
-// rows: kernels; columns: numbers of a kernel (c, r, s); inner: places (n, p, q)
+// rows: kernels; columns: numbers of a kernel (c, r, s); inner: places (n, p, q), in parts
 extern "C" __global__ void __launch_bounds__(256) convolve_weight(
-    const float* x, const float* g, float* out, SIZES) {
-    tiled(O, C * R * S, N * P * Q,
-        [&](int o, int at) { return g[(at / (P * Q) * O + o) * P * Q + at % (P * Q)]; },
+    const REAL* x, const REAL* g, float* out, int length, SIZES) {
+    int part = blockIdx.z / G;
+    out += part * G * O * C * R * S;
+    tiled(O, C * R * S, part * length, min(N * P * Q, (part + 1) * length),
+        [&](int o, int at) { return g[(PLANE(at / (P * Q), O) + o) * P * Q + at % (P * Q)]; },
         [&](int at, int k) {
             int i = at / Q % P * sy - py + k / S % R * dy, j = at % Q * sx - px + k % S * dx;
-            int plane = at / (P * Q) * C + k / (R * S);
-            return i >= 0 && i < H && j >= 0 && j < W ? x[(plane * H + i) * W + j] : 0.0f;
+            int plane = PLANE(at / (P * Q), C) + k / (R * S);
+            return i >= 0 && i < H && j >= 0 && j < W ? x[(plane * H + i) * W + j] : (REAL)0;
         },
-        [&](int o, int k, float v) { out[o * C * R * S + k] = v; });
+        [&](int o, int k, float v) { out[(PLANE(0, O) + o) * C * R * S + k] = v; });
 }
-""")
+"""
+CONV, CONV_TENSOR = Source(TILED + CONVOLUTIONS), Source(TILED_TENSOR + CONVOLUTIONS, REAL="bf16")
 
-
-def conv_sizes(x: Any, w: Any, out: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
-    "The fifteen numbers that a kernel wants: shapes, then steps, margins before, spacing."
+# %% ../../nbs/27b_kernels.ipynb #671de47b
+def convolved(
+    name: str, product: tuple[int, int], arrays: Any, sizes: Any, how: Any, parts: int = 1
+) -> None:
+    "Launch a kernel of `CONVOLUTIONS`; `sizes`: x, w and result, the channels of one group."
+    (n, *x), w, out = sizes
+    stride, padding, dilation, groups = how
     margin = [before for before, _ in padding]
-    return [*x, w[0], *out[2:], *w[2:], *stride, *margin, *dilation]
-
-
-def conv_blocks(rows: int, columns: int) -> tuple[int, int]:
-    "Blocks of 64 x 64."
-    return -(-columns // 64), -(-rows // 64)
+    numbers = [groups, n, *x, w[0], *out[2:], *w[2:], *stride, *margin, *dilation]
+    rows, columns = product
+    blocks = (-(-columns // 64), -(-rows // 64), groups * parts)
+    source = CONV_TENSOR if arrays[0].dtype == np.uint16 else CONV
+    source(name, blocks, 256, *arrays, *numbers, REAL=kind_of(arrays[0]))
 
 
 def convolve(
-    x: Array, w: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any
-) -> Array:
-    "(N, C, H, W), (O, C, R, S), (O,) -> (N, O, P, Q), without groups."
+    x: Array, w: Array, bias: Array | None, *,
+    stride: Any, padding: Any, dilation: Any, groups: int = 1,
+) -> Array:  # fmt: skip
+    "(N, C, H, W), (O, C/G, R, S), (O,) -> (N, O, P, Q)."
     span = [d * (k - 1) + 1 for d, k in zip(dilation, w.shape[2:])]
     grown = [n + a + b for n, (a, b) in zip(x.shape[2:], padding)]
     places = [(n - k) // s + 1 for n, k, s in zip(grown, span, stride)]
-    out = namespace(x).empty((len(x), len(w), *places), np.float32)
-    sizes = conv_sizes(x.shape, w.shape, out.shape, stride, padding, dilation)
-    blocks = conv_blocks(len(w), len(x) * math.prod(places))
+    out = namespace(x).empty((len(x), len(w), *places), x.dtype)
+    own = (len(w) // groups, *w.shape[1:])
+    sizes = ((len(x), own[1], *x.shape[2:]), own, out.shape)
     args = (x, w, w if bias is None else bias, out, int(bias is not None))
-    CONV("convolve", blocks, 256, *args, *sizes)
+    product = (own[0], len(x) * math.prod(places))
+    convolved("convolve", product, args, sizes, (stride, padding, dilation, groups))
     return out
 
-
+# %% ../../nbs/27b_kernels.ipynb #c0ecee70
 def convolve_transposed(
-    g: Array, w: Array, *, size: Any, stride: Any, padding: Any, dilation: Any
+    g: Array, w: Array, *, size: Any, stride: Any, padding: Any, dilation: Any, groups: int = 1
 ) -> Array:
-    "The cotangent of the input: (N, O, P, Q), (O, C, R, S) -> (N, C, *size)."
-    out = namespace(g).empty((len(g), w.shape[1], *size), np.float32)
-    sizes = conv_sizes(out.shape, w.shape, g.shape, stride, padding, dilation)
-    CONV("convolve_transposed", conv_blocks(w.shape[1], len(g) * math.prod(size)), 256, g, w, out,
-         *sizes)  # fmt: skip
+    "The cotangent of the input: (N, O, P, Q), (O, C/G, R, S) -> (N, C, *size)."
+    out = namespace(g).empty((len(g), groups * w.shape[1], *size), g.dtype)
+    own = (len(w) // groups, *w.shape[1:])
+    sizes = ((len(g), own[1], *size), own, g.shape)
+    product = (own[1], len(g) * math.prod(size))
+    how = (stride, padding, dilation, groups)
+    convolved("convolve_transposed", product, (g, w, out), sizes, how)
     return out
 
 
 def convolve_weight(
-    x: Array, g: Array, *, window: Any, stride: Any, padding: Any, dilation: Any
+    x: Array, g: Array, *, window: Any, stride: Any, padding: Any, dilation: Any, groups: int = 1
 ) -> Array:
-    "The cotangent of the weight: (N, C, H, W), (N, O, P, Q) -> (O, C, *window)."
-    out = namespace(x).empty((g.shape[1], x.shape[1], *window), np.float32)
-    sizes = conv_sizes(x.shape, out.shape, g.shape, stride, padding, dilation)
-    blocks = conv_blocks(len(out), math.prod(out.shape[1:]))
-    CONV("convolve_weight", blocks, 256, x, g, out, *sizes)
-    return out
+    "The cotangent of the weight: (N, C, H, W), (N, O, P, Q) -> (O, C/G, *window)."
+    own = (g.shape[1] // groups, x.shape[1] // groups, *window)
+    product, inner = (own[0], math.prod(own[1:])), len(x) * math.prod(g.shape[2:])
+    blocks = groups * math.prod(-(-n // 64) for n in product)
+    parts = max(1, min(264 // blocks, inner // 256))  # some for each multiprocessor
+    length = -(-inner // (32 * parts)) * 32
+    parts = max(1, -(-inner // length))
+    sums = namespace(x).empty((parts, groups * own[0], *own[1:]), np.float32)
+    sizes = ((len(x), own[1], *x.shape[2:]), own, g.shape)
+    how = (stride, padding, dilation, groups)
+    convolved("convolve_weight", product, (x, g, sums, length), sizes, how, parts)
+    out = sums[0] if parts == 1 else sums.sum(axis=0)
+    return to_bf16(out) if x.dtype == np.uint16 else out
 
-# %% ../../nbs/27b_kernels.ipynb #0fdb4e08
-FLASH = Source(r"""
+# %% ../../nbs/27b_kernels.ipynb #d3c34c11
+FLASH_FORWARD = r"""
 #define COLUMNS ((D + 31) / 32)
 #define LINE (D + 1)  // one more, so that 32 keys lie in 32 banks
 // 32 rows of (rows, D), those from `first` on, into shared memory; zeros behind the last
@@ -581,6 +655,10 @@ extern "C" __global__ void __launch_bounds__(128) attend(
         if (lane == 0) lse[row] = sum[i] > 0.0f ? top[i] + logf(total) : 0.0f;
     }
 }
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #defbc111
+FLASH_BACK_Q = r"""
 // level: g . out - g_lse for each query
 extern "C" __global__ void __launch_bounds__(128) attend_level(
     const REAL* g, const REAL* out, const float* g_lse, float* level, int rows) {
@@ -633,7 +711,10 @@ extern "C" __global__ void __launch_bounds__(128) attend_back_q(
             if (row < t && d < D) put(dq + (long long)row * D + d, acc[i][c] * scale);
         }
 }
-// the other way round: a block has 32 keys, a lane is a query
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #8b8846ec
+FLASH_BACK_KV = r"""
 extern "C" __global__ void __launch_bounds__(128, 4) attend_back_kv(
     const REAL* g, const REAL* q, const REAL* k, const REAL* v, const float* lse,
     const float* level, REAL* dk, REAL* dv, int t, int s, int shift, float scale) {
@@ -682,12 +763,15 @@ extern "C" __global__ void __launch_bounds__(128, 4) attend_back_kv(
             put(dv + (long long)key * D + d, to_v[i][c]);
         }
 }
-""", D=64)
+"""
+FLASH = Source(FLASH_FORWARD + FLASH_BACK_Q + FLASH_BACK_KV, D=64)
 
-# %% ../../nbs/27b_kernels.ipynb #d6f99900
-FLASH_TENSOR = Source(TENSOR_CORES + r"""
+# %% ../../nbs/27b_kernels.ipynb #d983de2d
+FLASH_TILES = TENSOR_CORES + r"""
 #define ROW (D + 8)
 #define TILE (64 * ROW)
+#define LOG2E 1.4426950408889634f
+// 64 rows of (rows, D) into a tile; what is behind the last row is 0
 __device__ __forceinline__ void tile_in(bf16* to, const bf16* from, int first, int rows) {
 #pragma unroll
     for (int i = threadIdx.x; i < 64 * D / 8; i += 128) {
@@ -695,9 +779,89 @@ __device__ __forceinline__ void tile_in(bf16* to, const bf16* from, int first, i
         copy_async(to + r * ROW + d, here ? from + (long long)(first + r) * D + d : from, here);
     }
 }
+// this warp's 16 rows of a tile as left factors
+__device__ __forceinline__ void lefts(unsigned u[D / 16][4], const bf16* tile) {
+    const bf16* row = tile + (threadIdx.x / 32 * 16 + threadIdx.x % 16) * ROW;
+#pragma unroll
+    for (int c = 0; c < D / 16; c++) ldmatrix(u[c], row + 16 * c + threadIdx.x % 32 / 16 * 8);
+}
+// z += the products of these rows with 16 rows of a tile
+__device__ __forceinline__ void with_rows(float z[2][4], unsigned u[D / 16][4], const bf16* tile) {
+    int lane = threadIdx.x % 32;
+    const bf16* row = tile + (lane % 8 + lane / 16 * 8) * ROW + lane / 8 % 2 * 8;
+#pragma unroll
+    for (int c = 0; c < D / 16; c++) {
+        unsigned b[4];
+        ldmatrix(b, row + 16 * c);
+        mma(z[0], u[c], b), mma(z[1], u[c], b + 2);
+    }
+}
 __device__ __forceinline__ unsigned pair(float x, float y) {
     return down(x) | (unsigned)down(y) << 16;
 }
+// acc += 16 x 16 weights times 16 rows of a tile
+__device__ __forceinline__ void weigh(float acc[D / 8][4], float w[2][4], const bf16* tile) {
+    int lane = threadIdx.x % 32;
+    const bf16* row = tile + lane % 16 * ROW + lane / 16 * 8;
+    unsigned p[4] = {pair(w[0][0], w[0][1]), pair(w[0][2], w[0][3]),
+                     pair(w[1][0], w[1][1]), pair(w[1][2], w[1][3])};
+#pragma unroll
+    for (int c = 0; c < D / 16; c++) {
+        unsigned b[4];
+        ldmatrix_turned(b, row + 16 * c);
+        mma(acc[2 * c], p, b), mma(acc[2 * c + 1], p, b + 2);
+    }
+}
+// rows 8 apart, times a factor each, to where they belong
+__device__ __forceinline__ void rows_out(bf16* out, float acc[D / 8][4], int first, int rows,
+                                         float upper, float lower) {
+    int row = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+    unsigned* to = (unsigned*)(out + (long long)row * D + threadIdx.x % 4 * 2);
+#pragma unroll
+    for (int j = 0; j < D / 8; j++) {
+        if (row < rows) to[4 * j] = pair(acc[j][0] * upper, acc[j][1] * upper);
+        if (row + 8 < rows) to[4 * (D + j)] = pair(acc[j][2] * lower, acc[j][3] * lower);
+    }
+}
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #06928d44
+ONLINE = r"""
+// scores of 64 keys from `start` on become weights; what was added up before is scaled to them
+__device__ __forceinline__ void online(float z[8][4], float acc[D / 8][4], float top[2],
+                                       float sum[2], int start, int row, int s, int shift,
+                                       bool edge, float scale) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float larger = top[h];
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int e = 2 * h; e < 2 * h + 2; e++) {
+                int key = start + 8 * j + threadIdx.x % 4 * 2 + e % 2;
+                bool hidden = edge && (key >= s || key > row + 8 * h + shift);
+                z[j][e] = hidden ? LOWEST : z[j][e] * scale;
+                larger = fmaxf(larger, z[j][e]);
+            }
+        larger = fmaxf(larger, __shfl_xor_sync(ALL, larger, 1));
+        larger = fmaxf(larger, __shfl_xor_sync(ALL, larger, 2));
+        float old = exp2f(top[h] - larger), more = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int e = 2 * h; e < 2 * h + 2; e++) {
+                z[j][e] = z[j][e] == LOWEST ? 0.0f : exp2f(z[j][e] - larger);
+                more += z[j][e];
+            }
+        sum[h] = sum[h] * old + more, top[h] = larger;
+#pragma unroll
+        for (int j = 0; j < D / 8; j++) acc[j][2 * h] *= old, acc[j][2 * h + 1] *= old;
+    }
+}
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #b501f32b
+FLASH_TENSOR = Source(FLASH_TILES + ONLINE + r"""
 extern "C" __global__ void __launch_bounds__(128) attend_tensor(
     const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
     int t, int s, int shift, float scale) {
@@ -712,9 +876,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_tensor(
     copy_commit();
     copy_wait<0>();
     __syncthreads();
-#pragma unroll
-    for (int c = 0; c < D / 16; c++)
-        ldmatrix(u[c], ks + (16 * warp + lane % 16) * ROW + 16 * c + lane / 16 * 8);
+    lefts(u, ks);
     __syncthreads();
     float acc[D / 8][4] = {}, top[2] = {LOWEST, LOWEST}, sum[2] = {0.0f, 0.0f};
     int stop = min(s, first + 64 + shift), half = 0;
@@ -731,75 +893,144 @@ extern "C" __global__ void __launch_bounds__(128) attend_tensor(
         }
         float z[8][4] = {};
 #pragma unroll
-        for (int c = 0; c < D / 16; c++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                unsigned b[4];
-                ldmatrix(b, ks + half * TILE + (16 * j + lane % 8 + lane / 16 * 8) * ROW
-                             + 16 * c + lane / 8 % 2 * 8);
-                mma(z[2 * j], u[c], b);
-                mma(z[2 * j + 1], u[c], b + 2);
-            }
+        for (int j = 0; j < 8; j += 2) with_rows(z + j, u, ks + half * TILE + 8 * j * ROW);
         bool edge = start + 64 > s || start + 63 > first + 16 * warp + shift;
+        online(z, acc, top, sum, start, first + 16 * warp + lane / 4, s, shift, edge, scale);
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int row = first + 16 * warp + lane / 4 + 8 * h;
-            float larger = top[h];
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-#pragma unroll
-                for (int e = 2 * h; e < 2 * h + 2; e++) {
-                    int key = start + 8 * j + lane % 4 * 2 + e % 2;
-                    z[j][e] = edge && (key >= s || key > row + shift) ? LOWEST : z[j][e] * scale;
-                    larger = fmaxf(larger, z[j][e]);
-                }
-            larger = fmaxf(larger, __shfl_xor_sync(ALL, larger, 1));
-            larger = fmaxf(larger, __shfl_xor_sync(ALL, larger, 2));
-            float old = exp2f(top[h] - larger), more = 0.0f;
-#pragma unroll
-            for (int j = 0; j < 8; j++)
-#pragma unroll
-                for (int e = 2 * h; e < 2 * h + 2; e++) {
-                    z[j][e] = z[j][e] == LOWEST ? 0.0f : exp2f(z[j][e] - larger);
-                    more += z[j][e];
-                }
-            sum[h] = sum[h] * old + more, top[h] = larger;
-#pragma unroll
-            for (int j = 0; j < D / 8; j++) acc[j][2 * h] *= old, acc[j][2 * h + 1] *= old;
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            unsigned p[4] = {pair(z[2 * j][0], z[2 * j][1]), pair(z[2 * j][2], z[2 * j][3]),
-                             pair(z[2 * j + 1][0], z[2 * j + 1][1]),
-                             pair(z[2 * j + 1][2], z[2 * j + 1][3])};
-#pragma unroll
-            for (int c = 0; c < D / 16; c++) {
-                unsigned b[4];
-                ldmatrix_turned(b, vs + half * TILE + (16 * j + lane % 16) * ROW
-                                    + 16 * c + lane / 16 * 8);
-                mma(acc[2 * c], p, b);
-                mma(acc[2 * c + 1], p, b + 2);
-            }
-        }
+        for (int j = 0; j < 8; j += 2) weigh(acc, z + j, vs + half * TILE + 8 * j * ROW);
     }
+    float factor[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int row = first + 16 * warp + lane / 4 + 8 * h;
         sum[h] += __shfl_xor_sync(ALL, sum[h], 1);
         sum[h] += __shfl_xor_sync(ALL, sum[h], 2);
-        float total = sum[h] > 0.0f ? sum[h] : 1.0f;
-        if (row >= t) continue;
-#pragma unroll
-        for (int j = 0; j < D / 8; j++)
-            *(unsigned*)(out + (long long)row * D + 8 * j + lane % 4 * 2) =
-                pair(acc[j][2 * h] / total, acc[j][2 * h + 1] / total);
-        if (lane % 4 == 0)
-            lse[row] = sum[h] > 0.0f ? (top[h] + log2f(total)) * 0.69314718055994531f : 0.0f;
+        factor[h] = sum[h] > 0.0f ? 1.0f / sum[h] : 0.0f;
+        if (lane % 4 == 0 && row < t)
+            lse[row] = sum[h] > 0.0f ? (top[h] + log2f(sum[h])) / LOG2E : 0.0f;
     }
+    rows_out(out, acc, first, t, factor[0], factor[1]);
 }
 """, EVEN=1, D=64)
 
-# %% ../../nbs/27b_kernels.ipynb #650fa8af
+# %% ../../nbs/27b_kernels.ipynb #1de96277
+TENSOR_BACK_Q = r"""
+extern "C" __global__ void __launch_bounds__(128) attend_back_q_tensor(
+    const bf16* g, const bf16* q, const bf16* k, const bf16* v, const float* lse,
+    const float* level, bf16* dq, int t, int s, int shift, float scale) {
+    extern __shared__ __align__(16) bf16 tiles[];
+    bf16 *ks = tiles, *vs = tiles + 2 * TILE;
+    int first = (gridDim.x - 1 - blockIdx.x) * 64, half = 0;
+    int row = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+    long long head = blockIdx.y;
+    g += head * t * D, q += head * t * D, k += head * s * D, v += head * s * D, dq += head * t * D;
+    lse += head * t, level += head * t;
+    unsigned u[D / 16][4], w[D / 16][4];
+    tile_in(ks, q, first, t);
+    tile_in(vs, g, first, t);
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
+    lefts(u, ks);
+    lefts(w, vs);
+    __syncthreads();
+    float acc[D / 8][4] = {}, total[2], even[2];
+    for (int h = 0; h < 2; h++) {
+        bool here = row + 8 * h < t;
+        total[h] = here ? lse[row + 8 * h] * LOG2E : 0.0f;
+        even[h] = here ? level[row + 8 * h] : 0.0f;
+    }
+    int stop = min(s, first + 64 + shift);
+    tile_in(ks, k, 0, s);
+    tile_in(vs, v, 0, s);
+    copy_commit();
+    for (int start = 0; start < stop; start += 64, half ^= 1) {
+        copy_wait<0>();
+        __syncthreads();
+        if (start + 64 < stop) {
+            tile_in(ks + (half ^ 1) * TILE, k, start + 64, s);
+            tile_in(vs + (half ^ 1) * TILE, v, start + 64, s);
+            copy_commit();
+        }
+        for (int j = 0; j < 64; j += 16) {
+            float z[2][4] = {}, dz[2][4] = {};
+            with_rows(z, u, ks + half * TILE + j * ROW);
+            with_rows(dz, w, vs + half * TILE + j * ROW);
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    int key = start + j + 8 * i + col + e % 2, h = e / 2;
+                    bool seen = key < s && key <= row + 8 * h + shift;
+                    float p = seen ? exp2f(z[i][e] * scale * LOG2E - total[h]) : 0.0f;
+                    dz[i][e] = p * (dz[i][e] - even[h]);
+                }
+            weigh(acc, dz, ks + half * TILE + j * ROW);
+        }
+    }
+    rows_out(dq, acc, first, t, scale, scale);
+}
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #45f9d1d3
+TENSOR_BACK_KV = r"""
+extern "C" __global__ void __launch_bounds__(128) attend_back_kv_tensor(
+    const bf16* g, const bf16* q, const bf16* k, const bf16* v, const float* lse,
+    const float* level, bf16* dk, bf16* dv, int t, int s, int shift, float scale) {
+    extern __shared__ __align__(16) bf16 tiles[];
+    __shared__ float total[2][64], even[2][64];
+    bf16 *qs = tiles, *gs = tiles + 2 * TILE;
+    int first = blockIdx.x * 64, half = 0, own = threadIdx.x % 64;
+    int key = first + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+    long long head = blockIdx.y;
+    g += head * t * D, q += head * t * D, k += head * s * D, v += head * s * D;
+    dk += head * s * D, dv += head * s * D, lse += head * t, level += head * t;
+    unsigned u[D / 16][4], w[D / 16][4];
+    tile_in(qs, k, first, s);
+    tile_in(gs, v, first, s);
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
+    lefts(u, qs);
+    lefts(w, gs);
+    float to_k[D / 8][4] = {}, to_v[D / 8][4] = {};
+    int begin = max(0, first - shift) / 64 * 64;  // no earlier query sees a key of this block
+    for (int start = begin - 64; start < t; start += 64, half ^= 1) {
+        copy_wait<0>();
+        __syncthreads();
+        if (start + 64 < t) {  // the next queries, and their two numbers each
+            tile_in(qs + (half ^ 1) * TILE, q, start + 64, t);
+            tile_in(gs + (half ^ 1) * TILE, g, start + 64, t);
+            copy_commit();
+            const float* from = threadIdx.x < 64 ? lse : level;
+            float* to = threadIdx.x < 64 ? total[half ^ 1] : even[half ^ 1];
+            to[own] = start + 64 + own < t ? from[start + 64 + own] : 0.0f;
+        }
+        for (int j = 0; j < 64 && start >= begin; j += 16) {
+            float z[2][4] = {}, dz[2][4] = {};
+            with_rows(z, u, qs + half * TILE + j * ROW);
+            with_rows(dz, w, gs + half * TILE + j * ROW);
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    int at = j + 8 * i + col + e % 2, seer = start + at, asked = key + e / 2 * 8;
+                    bool seen = seer < t && asked < s && asked <= seer + shift;
+                    float x = (z[i][e] * scale - total[half][at]) * LOG2E;
+                    z[i][e] = seen ? exp2f(x) : 0.0f;
+                    dz[i][e] = z[i][e] * (dz[i][e] - even[half][at]);
+                }
+            weigh(to_v, z, gs + half * TILE + j * ROW);
+            weigh(to_k, dz, qs + half * TILE + j * ROW);
+        }
+    }
+    rows_out(dk, to_k, first, s, scale, scale);
+    rows_out(dv, to_v, first, s, 1.0f, 1.0f);
+}
+"""
+FLASH_TENSOR_BACK = Source(FLASH_TILES + TENSOR_BACK_Q + TENSOR_BACK_KV, EVEN=1, D=64)
+
+# %% ../../nbs/27b_kernels.ipynb #4f9bc04f
 FAR = 2**29  # a shift that lets every query see every key
 
 
@@ -813,6 +1044,12 @@ def heads_of(*arrays: Array) -> int:
     return math.prod(lead.pop())
 
 
+def on_tensor_cores(*arrays: Array) -> bool:
+    "Whether these are of bf16, of sizes that go into whole tiles."
+    alike = all(x.dtype == np.uint16 and x.shape[-1] % 16 == 0 for x in arrays)
+    return alike and bool(even(*arrays))
+
+
 def attend(
     q: Array, k: Array, v: Array, scale: float, shift: int | None
 ) -> tuple[Array, Array]:
@@ -820,7 +1057,7 @@ def attend(
     xp, heads, (t, d), s = namespace(q, k, v), heads_of(q, k, v), q.shape[-2:], k.shape[-2]
     out, lse = xp.empty_like(q), xp.empty((*q.shape[:-1], 1), np.float32)
     far = FAR if shift is None else shift
-    if q.dtype == np.uint16 and d % 16 == 0 and even(q, k, v):
+    if on_tensor_cores(q, k, v):
         factor = scale * math.log2(math.e)
         args = (q, k, v, out, lse, t, s, far, factor)
         FLASH_TENSOR("attend_tensor", (-(-t // 64), heads), 128, *args,
@@ -831,7 +1068,7 @@ def attend(
               D=d, REAL=kind_of(q))  # fmt: skip
     return out, lse
 
-
+# %% ../../nbs/27b_kernels.ipynb #26080048
 def attend_back(
     g: Array, g_lse: Array, out: Array, lse: Array, q: Array, k: Array, v: Array,
     scale: float, shift: int | None,
@@ -843,6 +1080,12 @@ def attend_back(
     FLASH("attend_level", (-(-heads * t // 4),), 128, g, out, g_lse, level, heads * t, **how)
     end = (t, s, FAR if shift is None else shift, float(scale))
     args = (g, q, k, v, lse, level)
+    if on_tensor_cores(*args[:4]):
+        how = {"shared": 4 * 64 * (d + 8) * 2, "D": d}
+        for name, n, found in (("q", t, (dq,)), ("kv", s, (dk, dv))):
+            FLASH_TENSOR_BACK(f"attend_back_{name}_tensor", (-(-n // 64), heads), 128, *args,
+                              *found, *end, **how)  # fmt: skip
+        return dq, dk, dv
     FLASH("attend_back_q", (-(-t // 32), heads), 128, *args, dq, *end,
           shared=4 * (128 * (d + 1) + 1024), **how)  # fmt: skip
     FLASH("attend_back_kv", (-(-s // 32), heads), 128, *args, dk, dv, *end,

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files, version
@@ -19,7 +21,7 @@ from .kernels import Source
 
 # %% auto #0
 __all__ = ['SAID', 'CHECKED', 'ARCHITECTURES', 'NoNVRTC', 'CompileError', 'located', 'nvrtc', 'text_of', 'compiled', 'Compiled',
-           'instructions', 'check_all', 'report']
+           'instructions', 'checked', 'check_all', 'report']
 
 # %% ../../nbs/27b_kernels.ipynb #c2c5edad
 class NoNVRTC(ImportError):
@@ -74,7 +76,7 @@ def compiled(source: Source, arch: str, **defines: Any) -> tuple[bytes, str]:
     nvrtc().nvrtcDestroyProgram(ctypes.byref(program))
     return code, log
 
-# %% ../../nbs/27b_kernels.ipynb #b10b7fc8
+# %% ../../nbs/27b_kernels.ipynb #3397e3d7
 @dataclass(frozen=True)
 class Compiled:
     "One kernel in machine code; stack and spills in bytes, `mma` counts tensor-core products."
@@ -109,32 +111,42 @@ def instructions(code: bytes) -> dict[str, Counter[str]]:
         counts[name] = Counter(found)
     return counts
 
-
+# %% ../../nbs/27b_kernels.ipynb #3b7186c7
 CHECKED: tuple[tuple[Source, dict[str, Any]], ...] = (
     (kernels.SIMPLE, {"EVEN": 1}), (kernels.SOFTMAX, {}), (kernels.SOFTMAX, {"REAL": "bf16"}),
     (kernels.MATMUL, {}), (kernels.VECTORISED, {"EVEN": 1}), (kernels.TENSOR_MATMUL, {"EVEN": 1}),
     (kernels.TENSOR_MATMUL, {"EVEN": 0}), (fused.NORM, {}), (fused.NORM, {"REAL": "bf16"}),
     (fused.LOSS, {}), (fused.LOSS, {"REAL": "bf16"}), (fused.FLAT, {"EVEN": 1}),
-    (fused.EMBEDDING, {}), (fused.DROPOUT, {}), (fused.CONV, {}), (fused.FLASH, {"D": 64}),
-    (fused.FLASH, {"D": 128}), (fused.FLASH_TENSOR, {"D": 64}), (fused.FLASH_TENSOR, {"D": 128}),
+    (fused.EMBEDDING, {}), (fused.DROPOUT, {}), (fused.CONV, {}),
+    (fused.CONV_TENSOR, {"REAL": "bf16"}),
+    (fused.FLASH, {"D": 64}), (fused.FLASH, {"D": 128}), (fused.FLASH, {"D": 64, "REAL": "bf16"}),
+    (fused.FLASH_TENSOR, {"D": 64}), (fused.FLASH_TENSOR, {"D": 128}),
+    (fused.FLASH_TENSOR_BACK, {"D": 64}), (fused.FLASH_TENSOR_BACK, {"D": 128}),
+    (kernels.SIMPLE, {"EVEN": 0}), (kernels.VECTORISED, {"EVEN": 0}), (fused.FLAT, {"EVEN": 0}),
+    (fused.FLAT, {"REAL": "bf16", "EVEN": 0}), (fused.EMBEDDING, {"REAL": "bf16"}),
+    (fused.DROPOUT, {"REAL": "bf16"}),
 )  # fmt: skip
 ARCHITECTURES = ("sm_80", "sm_90")
 
 
-def check_all(arches: tuple[str, ...] = ARCHITECTURES) -> list[Compiled]:
-    "Every kernel of the library, compiled. Raises CompileError, NoNVRTC."
-    rows = []
-    for source, defines in CHECKED:
-        for arch in arches:
-            code, log = compiled(source, arch, **defines)
-            counts = instructions(code)
-            for name, stack, stores, loads, registers in SAID.findall(log):
-                words = " ".join(f"{k}={v}" for k, v in defines.items())
-                spills, used = int(stores) + int(loads), counts[name]
-                mma = used["HMMA"] + used["HGMMA"]
-                rows.append(Compiled(name, words, arch, int(registers), int(stack), spills, mma,
-                                     sum(used.values())))  # fmt: skip
+def checked(source: Source, defines: dict[str, Any], arch: str) -> list[Compiled]:
+    "What became of the kernels of one text. Raises CompileError, NoNVRTC."
+    code, log = compiled(source, arch, **defines)
+    counts, rows = instructions(code), []
+    for name, stack, stores, loads, registers in SAID.findall(log):
+        words = " ".join(f"{k}={v}" for k, v in defines.items())
+        spills, used = int(stores) + int(loads), counts[name]
+        mma, total = used["HMMA"] + used["HGMMA"], sum(used.values())
+        rows.append(Compiled(name, words, arch, int(registers), int(stack), spills, mma, total))
     return rows
+
+
+def check_all(arches: tuple[str, ...] = ARCHITECTURES) -> list[Compiled]:
+    "Every kernel of the library, compiled, as many at a time as there are processors."
+    jobs = [(*pair, arch) for pair in CHECKED for arch in arches]
+    nvrtc()  # loaded once, before there are threads
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [row for rows in pool.map(lambda job: checked(*job), jobs) for row in rows]
 
 
 def report() -> dict[str, Any]:

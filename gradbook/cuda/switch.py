@@ -3,6 +3,7 @@
 # %% ../../nbs/27b_kernels.ipynb #78d92ce8
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,14 +14,14 @@ import numpy as np
 
 from . import fused, kernels
 from ..nn import attention, conv, losses, norm
-from ..optim import adam
+from ..optim import adam, clip
 from ..tensor import core, elementwise, indexing, reduce
 from ..tensor.backend import Array, is_cupy, namespace
 from ..tensor.random import Key
 
 # %% auto #0
 __all__ = ['Fit', 'ACTIVE', 'REPLACED', 'fits', 'filled', 'tight', 'replace', 'own_kernels', 'last', 'alike', 'plain', 'one_lead',
-           'FlatAdamW']
+           'gathered', 'suits']
 
 # %% ../../nbs/27b_kernels.ipynb #22331634
 Fit = Callable[..., Any]  # gives the result, or NotImplemented
@@ -117,7 +118,7 @@ def _surprisal_slope(g: Array, x: Array, targets: Array, *, axis: int) -> Any:
     fine = fits(g, x) and targets.dtype == np.int64 and last(x, axis)
     return fused.surprisal_slope(g, x, targets) if fine else NotImplemented
 
-# %% ../../nbs/27b_kernels.ipynb #79fadd98
+# %% ../../nbs/27b_kernels.ipynb #c4249cb7
 @replace(elementwise._gelu)
 def _gelu(x: Array) -> Any:
     return fused.flat("gelu", x) if fits(x) else NotImplemented
@@ -151,10 +152,10 @@ def _scatter_add(x: Array, *indices: Array, axis: int, shape: tuple[int, ...]) -
     ids = indices[0]
     return fused.embedding_back(ids + shape[0] * (ids < 0), x, shape[0])
 
-
+# %% ../../nbs/27b_kernels.ipynb #080e0fb9
 def plain(x: Any, padding: Any, groups: int) -> bool:
-    "Whether this is a convolution of images, without groups."
-    return x.ndim == 4 and groups == 1 and len(padding) == 2
+    "Whether this is a convolution of images, with as many groups as a card can launch."
+    return x.ndim == 4 and groups < 2**16 and len(padding) == 2
 
 
 @replace(conv.convolve)
@@ -162,23 +163,23 @@ def _convolve(x: Array, w: Array, *bias: Array, padding: Any, groups: int, **how
     if not (all(map(filled, (x, w, *bias))) and plain(x, padding, groups)):
         return NotImplemented
     x, w, *rest = tight(x, w, *bias)
-    return fused.convolve(x, w, rest[0] if rest else None, padding=padding, **how)
+    return fused.convolve(x, w, rest[0] if rest else None, padding=padding, groups=groups, **how)
 
 
 @replace(conv.convolve_transposed)
 def _convolve_transposed(g: Array, w: Array, *, padding: Any, groups: int, **how: Any) -> Any:
     if not (filled(g) and filled(w) and plain(g, padding, groups)):
         return NotImplemented
-    return fused.convolve_transposed(*tight(g, w), padding=padding, **how)
+    return fused.convolve_transposed(*tight(g, w), padding=padding, groups=groups, **how)
 
 
 @replace(conv.convolve_weight)
 def _convolve_weight(x: Array, g: Array, *, padding: Any, groups: int, **how: Any) -> Any:
     if not (filled(x) and filled(g) and plain(x, padding, groups)):
         return NotImplemented
-    return fused.convolve_weight(*tight(x, g), padding=padding, **how)
+    return fused.convolve_weight(*tight(x, g), padding=padding, groups=groups, **how)
 
-
+# %% ../../nbs/27b_kernels.ipynb #0f7c4adc
 def one_lead(*arrays: Array) -> bool:
     same = {(x.shape[:-2], x.shape[-1]) for x in arrays}
     return all(map(filled, arrays)) and len(same) == 1 and arrays[0].shape[-1] <= 128
@@ -214,47 +215,71 @@ def _kept(key: Key, p: float, shape: tuple[int, ...], x: core.Tensor) -> core.Te
 if not hasattr(norm.kept, "__wrapped__"):
     norm.kept = _kept
 
-# %% ../../nbs/27b_kernels.ipynb #48efd588
-class FlatAdamW(adam.AdamW):
-    "AdamW with one launch per group for float32 parameters on a card; elsewhere as AdamW."
+# %% ../../nbs/27b_kernels.ipynb #24aa56fa
+def gathered(optimiser: Any, k: int, jobs: list[Any]) -> list[Array]:
+    "The flat buffers p, g, m, v of group `k`, with this step's slopes."
+    kept: dict[int, Any] = vars(optimiser).setdefault("_gathered", {})
+    views, buffers = kept.get(k, ([], {}))
+    now = [x for p, _, _, s in jobs for x in (p.data, s["exp_avg"], s["exp_avg_sq"])]
+    xp = namespace(now[0])
+    if len(now) != len(views) or any(a is not b for a, b in zip(now, views)):
+        parts = {name: [x.reshape(-1) for x in now[i::3]] for i, name in enumerate("pmv")}
+        buffers = {name: xp.concatenate(part) for name, part in parts.items()}
+        buffers["g"], start = xp.empty_like(buffers["p"]), 0
+        for p, _, _, state in jobs:
+            at = slice(start, start := start + p.size)
+            p.data, state["exp_avg"], state["exp_avg_sq"] = (
+                buffers[name][at].reshape(p.shape) for name in "pmv"
+            )
+        views = [x for p, _, _, s in jobs for x in (p.data, s["exp_avg"], s["exp_avg_sq"])]
+        kept[k] = views, buffers
+    xp.concatenate([g.reshape(-1) for _, g, *_ in jobs], out=buffers["g"])
+    return [buffers[name] for name in "pgmv"]
 
-    _gathered: dict[int, tuple[list[Any], dict[str, Array]]] | None = None
+# %% ../../nbs/27b_kernels.ipynb #70e0ebba
+def suits(optimiser: Any, jobs: list[Any]) -> bool:
+    "Whether these parameters are on a card, of float32, and AdamW's rule is theirs."
+    own = type(optimiser).rule is adam.Adam.rule
+    return own and all(is_cupy(p.data) and p.dtype == np.float32 for p, *_ in jobs)
 
-    def work(self, jobs: list[Any]) -> None:
-        for k, group in enumerate(self.param_groups):
-            mine = [job for job in jobs if job[2] is group]
-            suits = all(is_cupy(p.data) and p.dtype == np.float32 for p, *_ in mine)
-            if not mine or not suits or group["amsgrad"]:
-                super().work(mine)
-                continue
-            options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-            together = len(mine) == len(group["params"]) > len({job[3]["step"] for job in mine})
-            if together or len(mine) == len(group["params"]) == 1:
-                p, g, m, v = self.flat(k, mine)
-                fused.adamw_(p, g, m, v, mine[0][3]["step"], **options)
-                continue
-            for tensor, slope, _, state in mine:
-                parts = (tensor.data, slope, state["exp_avg"], state["exp_avg_sq"])
-                p, g, m, v = (x.reshape(-1) for x in tight(*parts))
-                fused.adamw_(p, g, m, v, state["step"], **options)
 
-    def flat(self, k: int, jobs: list[Any]) -> list[Array]:
-        "The buffers p, g, m, v of group `k`, with this step's slopes."
-        self._gathered = self._gathered or {}
-        views, buffers = self._gathered.get(k, ([], {}))
-        now = [x for p, _, _, s in jobs for x in (p.data, s["exp_avg"], s["exp_avg_sq"])]
-        if len(now) != len(views) or any(a is not b for a, b in zip(now, views)):
-            xp = namespace(now[0])
-            buffers = {n: xp.concatenate([x.reshape(-1) for x in now[i::3]]) for i, n in
-                       enumerate("pmv")}  # fmt: skip
-            buffers["g"], start = xp.empty_like(buffers["p"]), 0
-            for p, _, _, state in jobs:
-                at = slice(start, start := start + p.size)
-                p.data, state["exp_avg"], state["exp_avg_sq"] = (
-                    buffers[n][at].reshape(p.shape) for n in "pmv"
-                )
-            views = [x for p, _, _, s in jobs for x in (p.data, s["exp_avg"], s["exp_avg_sq"])]
-            self._gathered[k] = views, buffers
-        xp = namespace(buffers["g"])
-        xp.concatenate([g.reshape(-1) for _, g, *_ in jobs], out=buffers["g"])
-        return [buffers[n] for n in "pgmv"]
+@wraps(adam.AdamW.work)
+def _work(self: Any, jobs: list[Any]) -> None:
+    if not (jobs and ACTIVE.get() and suits(self, jobs)):
+        _work.__wrapped__(self, jobs)
+        return
+    for k, group in enumerate(self.param_groups):
+        mine = [job for job in jobs if job[2] is group]
+        if not mine or group["amsgrad"]:
+            _work.__wrapped__(self, mine)
+            continue
+        options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+        if len(mine) == len(group["params"]) and len({job[3]["step"] for job in mine}) == 1:
+            p, g, m, v = gathered(self, k, mine)
+            fused.adamw_(p, g, m, v, mine[0][3]["step"], **options)
+            continue
+        for tensor, slope, _, state in mine:
+            parts = (tensor.data, slope, state["exp_avg"], state["exp_avg_sq"])
+            p, g, m, v = (x.reshape(-1) for x in tight(*parts))
+            fused.adamw_(p, g, m, v, state["step"], **options)
+
+
+if not hasattr(adam.AdamW.work, "__wrapped__"):
+    adam.AdamW.work = _work  # type: ignore[method-assign]
+
+# %% ../../nbs/27b_kernels.ipynb #b4095b2a
+@wraps(clip.grad_norm)
+def _grad_norm(params: Any, norm_type: float = 2.0) -> float:
+    given = [params] if isinstance(params, core.Tensor) else list(params)
+    slopes = [p.grad.data for _, p in clip.with_gradients(given, "grad_norm")]
+    if slopes and norm_type == 2 and ACTIVE.get() and all(map(is_cupy, slopes)):
+        xp = namespace(*slopes)
+        long = (g.reshape(-1).astype(np.float64) for g in slopes)
+        total = float(xp.stack([g @ g for g in long]).sum())
+        if 0 < total < math.inf:
+            return math.sqrt(total)
+    return float(_grad_norm.__wrapped__(given, norm_type))
+
+
+if not hasattr(clip.grad_norm, "__wrapped__"):
+    clip.grad_norm = _grad_norm

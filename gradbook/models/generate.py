@@ -12,7 +12,7 @@ from .gpt import GPT
 from ..nn.init import as_key
 from ..tensor import random
 from ..tensor.backend import to_numpy
-from ..tensor.core import as_tensor
+from ..tensor.core import Tensor
 from ..tensor.random import Key
 from ..text.tokenizer import Tokenizer, check_match, checked_ids, decode_stream
 from ..train.loop import evaluating
@@ -112,10 +112,11 @@ def drawn(
     "The ids that `tokens` promises; `how`: see `chances`."
     context, seen, window = model.config.context, set(ids), ids
     caches, fresh = (model.caches() if cache else None), ids
+    place = model.token.weight.device
     for number in range(n):
         given = fresh if cache else window
         with evaluating(model):
-            logits = model(as_tensor([given]), caches, last=True)
+            logits = model(Tensor([given], device=place), caches, last=True)
         p = chances(to_numpy(logits.data)[0, 0], seen=seen, **how)
         greedy = how["temperature"] == 0
         new = int(p.argmax()) if greedy else draw(p, random.fold_in(stream, number))

@@ -292,7 +292,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {"lr": 3e-3},
     "nanogpt": {},
     "quick": {"layers": 2, "width": 64, "context": 32, "steps": 300, "evaluate": 100, "lr": 3e-3},
-    "shakespeare": {
+    "gpu": {
         "layers": 6, "heads": 6, "width": 384, "context": 256, "dropout": 0.2, "batch_size": 64,
         "steps": 5000,
     },
@@ -368,7 +368,8 @@ def train_gpt(
     model = GPT(config)
     optimizer = AdamW(decay_groups(model, s.weight_decay), lr=s.lr, betas=(0.9, s.beta2))
     draws = RandomPlaces(len(train), every * s.accumulate * s.batch_size, s.seed)
-    loader = DataLoader(train, s.batch_size, sampler=draws, seed=s.seed)
+    place = model.token.weight.device  # to a card, batches travel while it computes
+    loader = DataLoader(train, s.batch_size, sampler=draws, seed=s.seed, device=place)
     trainer = Trainer(
         model, token_loss, optimizer, clip_norm=s.clip or None, accumulate=s.accumulate,
         scheduler=WarmupCosine(optimizer, min(s.warmup, steps // 10), steps, s.min_lr / s.lr),
@@ -384,7 +385,8 @@ def train_gpt(
     if corpus:
         save_tokenizer(corpus.tokenizer, folder / "tokenizer.json")
     write_json(folder / "run.json", record)
-    history = trainer.fit(loader, DataLoader(val, 4 * s.batch_size), epochs=parts)
+    held_back = DataLoader(val, 4 * s.batch_size, device=place)
+    history = trainer.fit(loader, held_back, epochs=parts)
     seconds, last = read_log(folder / "log.jsonl").seconds, history[-1]
     record |= {"steps": trainer.steps, "seconds": seconds, "train_loss": last["loss"]}
     record |= {"val_loss": last["val_loss"]}

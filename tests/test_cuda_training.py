@@ -1,0 +1,869 @@
+"Kernels for training, and training on a card: pretended, checked by the compiler, or real."
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_cupy import COPIES, LAUNCHES, fake_cupy
+from fake_cupy import ndarray as CardArray
+
+import gradbook as gb
+from gradbook import bench, nn
+from gradbook.cuda import agree, fused, kernels, nvrtc, race, sim, switch
+from gradbook.cuda.kernels import from_bf16, simulating, to_bf16
+from gradbook.data.datasets import ArrayDataset
+from gradbook.data.loader import DataLoader
+from gradbook.models.generate import tokens
+from gradbook.models.gpt import (
+    GPT,
+    GPTConfig,
+    decay_groups,
+    load_run,
+    recommended,
+    token_loss,
+    train_gpt,
+)
+from gradbook.models.lenet import LeNet5
+from gradbook.nn import attention, conv, norm
+from gradbook.nn.losses import cross_entropy, surprisal, surprisal_slope
+from gradbook.optim import clip
+from gradbook.optim.adam import Adam, AdamW
+from gradbook.tensor import random
+from gradbook.tensor.backend import DeviceError, using
+from gradbook.tensor.core import TABLE, Tensor, gradients
+from gradbook.train.checkpoint import load_tensors, save_tensors
+from gradbook.train.loop import Stepper
+
+needs_compiler = pytest.mark.skipif(not sim.available(), reason="no C++ compiler")
+in_three_orders = pytest.mark.parametrize("order", sim.ORDERS)
+ODD = (1, 31, 33, 127, 1000)
+
+
+def some(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def near(x: Any, y: Any, limit: float = 1e-5) -> bool:
+    y = np.asarray(y)
+    return x.shape == y.shape and bool(np.abs(x - y).max() <= limit * max(1, np.abs(y).max()))
+
+
+@needs_compiler
+@in_three_orders
+def test_norm(order: str) -> None:
+    how: dict[str, Any] = {"axis": (1,), "eps": 0.1}
+    with simulating(order=order):
+        for n in ODD:
+            x, g = some(5, n), some(5, n, seed=1)
+            gm, gv = some(5, 1, seed=2), some(5, 1, seed=3)
+            for centred in (True, False):
+                wanted = norm.standardise.primitive.impl(np, x, **how, centred=centred)
+                found = fused.standardise(x, 0.1, centred)
+                assert all(map(near, found, wanted))
+                u, _, v = wanted
+                wanted = norm.standardise_back.primitive.impl(
+                    np, g, gm, gv, u, v, **how, centred=centred
+                )
+                back = fused.standardise_back(g, gm, gv, u, v, 0.1, centred)
+                assert near(back, wanted)
+            half = [from_bf16(to_bf16(x)) for x in (x, g)]
+            u, _, v = fused.standardise(to_bf16(x), 0.1)
+            assert near(from_bf16(u), norm.standardise.primitive.impl(np, half[0], **how)[0], 1e-2)
+
+
+@needs_compiler
+@in_three_orders
+def test_layer_norm_with_weights(order: str) -> None:
+    for n in ODD:
+        x, w, b = Tensor(some(9, n), True), Tensor(some(n, seed=1), True), Tensor(some(n), True)
+        g = some(9, n, seed=2)
+        y = norm.layer_norm(x, n, w, b)
+        wanted = gradients(y, [x, w, b], Tensor(g))
+        with simulating(order=order):
+            found, mean, rstd = fused.layer_norm(x.data, w.data, b.data)
+            back = fused.layer_norm_back(g, x.data, w.data, mean, rstd)
+        assert near(found, y.numpy()), n
+        assert all(near(a, c.numpy(), 1e-4 if n == 1 else 2e-5) for a, c in zip(back, wanted)), n
+
+
+@needs_compiler
+@in_three_orders
+def test_losses(order: str) -> None:
+    for n in ODD:
+        x, targets = 3 * some(7, n), np.random.default_rng(n).integers(0, n, 7)
+        g = some(7, seed=1)
+        with simulating(order=order):
+            wanted = surprisal.primitive.impl(np, x, targets, axis=1)
+            assert near(fused.surprisal(x, targets), wanted)
+            wanted = surprisal_slope.primitive.impl(np, g, x, targets, axis=1)
+            assert near(fused.surprisal_slope(g, x, targets), wanted)
+            leaf = Tensor(x, requires_grad=True)
+            loss = cross_entropy(leaf, targets)
+            loss.backward()
+            logits, half = x.copy(), to_bf16(x)
+            assert near(fused.cross_entropy_(logits, targets).mean(), loss.item())
+            assert near(logits, leaf.grad.numpy())  # type: ignore[union-attr]
+            fused.cross_entropy_(half, targets)
+            assert near(from_bf16(half), leaf.grad.numpy(), 1e-2)  # type: ignore[union-attr]
+
+
+@needs_compiler
+@in_three_orders
+@pytest.mark.parametrize("n", [*ODD, 4097])
+def test_flat_kernels(order: str, n: int) -> None:
+    x, g = 3 * some(n), some(n, seed=1)
+    p, m, v = x.copy(), np.zeros_like(x), np.zeros_like(x)
+    parameter = Tensor(x, requires_grad=True)
+    optimiser = AdamW([parameter], lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.3)
+    with simulating(order=order):
+        for name in ("gelu", "gelu_tanh"):
+            assert near(fused.flat(name, x), TABLE[name].impl(np, x))
+            assert near(fused.flat(f"{name}_slope", g, x), TABLE[f"{name}_slope"].impl(np, g, x))
+            half = from_bf16(fused.flat(name, to_bf16(x)))
+            assert near(half, TABLE[name].impl(np, from_bf16(to_bf16(x))), 1e-2)
+        for step in (1, 2, 3):
+            parameter.grad = Tensor(g * step)
+            optimiser.step()
+            fused.adamw_(p, g * np.float32(step), m, v, step, 0.1, (0.8, 0.9), 1e-3, 0.3)
+    assert near(p, parameter.numpy())
+
+
+@needs_compiler
+def test_embedding_is_exact_and_repeatable() -> None:
+    for n, dim in ((1, 1), (31, 33), (127, 31), (1000, 33)):
+        ids = np.random.default_rng(0).integers(0, 20, n)
+        g = some(n, dim)
+        wanted = np.zeros((20, dim), "float32")
+        np.add.at(wanted, ids, g)
+        found = []
+        for order in sim.ORDERS:
+            with simulating(order=order):
+                found.append(fused.embedding_back(ids, g, 20))
+        assert near(found[0], wanted)
+        assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+
+
+@needs_compiler
+@in_three_orders
+def test_dropout_has_the_bits_of_chapter_7(order: str) -> None:
+    for n in (*ODD, 1001):
+        key = random.key(n)
+        with simulating(order=order):
+            assert (fused.random_words(key, n, some(1)) == random.bits(key, n)).all()
+            for p in (0.1, 0.5, 0.999999, 1.0):
+                x = some(n)
+                found = fused.dropout(x, p, key)
+                assert (found == norm.dropout(x, p, key=key).numpy()).all()
+                assert (found == x * fused.dropout_mask(key, p, x.shape, x)).all()
+                half = fused.dropout(to_bf16(x), p, key)
+                assert ((half & 0x7FFF == 0) == (found == 0)).all()
+
+
+CONVOLUTIONS = [
+    ((1, 1, 1, 1), (1, 1, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((2, 3, 31, 33), (5, 3, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 1),
+    ((1, 8, 3, 67), (70, 8, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((3, 2, 11, 10), (4, 2, 5, 5), (3, 2), ((2, 2), (0, 3)), (2, 1), 1),
+    ((2, 6, 13, 11), (4, 3, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 2),
+    ((1, 3, 5, 33), (6, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 3),
+]
+
+
+@needs_compiler
+@in_three_orders
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=range(len(CONVOLUTIONS)))
+def test_convolution(case: Any, low: bool, order: str) -> None:
+    shape, window, stride, padding, dilation, groups = case
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    cast, back = (to_bf16, from_bf16) if low else (np.asarray, np.asarray)
+    limit = 1e-2 if low else 1e-5
+    x, w, b = cast(some(*shape)), cast(some(*window, seed=1)), cast(some(window[0], seed=2))
+    y = conv.convolve.primitive.impl(np, *map(back, (x, w, b)), **how)
+    g = cast(some(*y.shape, seed=3))
+    with simulating(order=order):
+        assert near(back(fused.convolve(x, w, b, **how)), y, limit)
+        without = y - back(b)[:, None, None]
+        assert near(back(fused.convolve(x, w, None, **how)), without, 2 * limit)
+        found = fused.convolve_transposed(g, w, size=shape[2:], **how)
+        wanted = conv.convolve_transposed.primitive.impl(
+            np, back(g), back(w), size=shape[2:], **how
+        )
+        assert near(back(found), wanted, limit)
+        found = fused.convolve_weight(x, g, window=window[2:], **how)
+        wanted = conv.convolve_weight.primitive.impl(
+            np, back(x), back(g), window=window[2:], **how
+        )
+        assert near(back(found), wanted, 2 * limit)
+
+
+ATTENTIONS = [(1, 1, 1, 0), (31, 33, 31, 2), (33, 33, 33, 0), (127, 127, 64, 0),
+              (33, 31, 127, None), (5, 40, 16, 35), (40, 5, 8, -35)]  # fmt: skip
+
+
+@needs_compiler
+@in_three_orders
+@pytest.mark.parametrize("t, s, d, shift", ATTENTIONS)
+def test_attention(t: int, s: int, d: int, shift: int | None, order: str) -> None:
+    q, k, v, g = some(2, t, d), some(2, s, d, seed=1), some(2, s, d, seed=2), some(2, t, d, seed=3)
+    g_lse, how = some(2, t, 1, seed=4), {"scale": 0.3, "shift": shift}
+    wanted = attention.attend.primitive.impl(np, q, k, v, **how)
+    with simulating(order=order):
+        found = fused.attend(q, k, v, **how)
+        assert all(map(near, found, wanted))
+        back = fused.attend_back(g, g_lse, *wanted, q, k, v, **how)
+    slopes = attention.attend_back.primitive.impl(np, g, g_lse, *wanted, q, k, v, **how)
+    assert all(near(a, b, 2e-5) for a, b in zip(back, slopes))
+
+
+LOW_ATTENTIONS = [(1, 1, 16, 0), (31, 33, 32, 2), (33, 127, 64, 94), (127, 127, 32, None),
+                  (65, 129, 16, 64), (129, 5, 16, -35), (33, 65, 128, 32)]  # fmt: skip
+
+
+@needs_compiler
+@in_three_orders
+@pytest.mark.parametrize("t, s, d, shift", LOW_ATTENTIONS)
+def test_attention_on_tensor_cores(
+    t: int, s: int, d: int, shift: int | None, order: str
+) -> None:
+    halves = [to_bf16(some(1, n, d, seed=k)) for k, n in enumerate((t, s, s, t))]
+    q, k, v, g = map(from_bf16, halves)
+    g_lse, how = some(1, t, 1, seed=4), {"scale": 0.2, "shift": shift}
+    wanted = attention.attend.primitive.impl(np, q, k, v, **how)
+    slopes = attention.attend_back.primitive.impl(np, g, g_lse, *wanted, q, k, v, **how)
+    with simulating(order=order):
+        out, lse = fused.attend(*halves[:3], **how)
+        back = fused.attend_back(halves[3], g_lse, out, lse, *halves[:3], **how)
+    assert near(from_bf16(out), wanted[0], 1e-2) and near(lse, wanted[1], 1e-2)
+    assert all(near(from_bf16(a), b, 1e-2) for a, b in zip(back, slopes))
+
+
+@needs_compiler
+def test_sizes_without_whole_tiles_take_the_other_kernels() -> None:
+    q, k, v, g = (to_bf16(some(1, 33, 20, seed=n)) for n in range(4))
+    out, lse = fused.attend(q, k, v, 0.2, 0)
+    back = fused.attend_back(g, 0 * lse, out, lse, q, k, v, 0.2, 0)
+    full = attention.attend.primitive.impl(np, *map(from_bf16, (q, k, v)), scale=0.2, shift=0)
+    down = (from_bf16(g), 0 * lse, *full, *map(from_bf16, (q, k, v)))
+    slopes = attention.attend_back.primitive.impl(np, *down, scale=0.2, shift=0)
+    assert all(near(from_bf16(a), b, 1e-2) for a, b in zip(back, slopes))
+
+
+def every_kernel() -> None:
+    "Launch each kernel of chapter 27b once, on small arrays of odd sizes."
+    x, g, one = some(3, 33), some(3, 33, seed=1), some(3, 1)
+    u, _, v = fused.standardise(x, 0.1)
+    fused.standardise_back(g, one, one, u, v, 0.1)
+    _, mean, rstd = fused.layer_norm(x, x[0], x[1])
+    fused.layer_norm_back(g, x, x[0].copy(), mean, rstd)
+    targets = np.array([0, 32, 7])
+    fused.surprisal(x, targets)
+    fused.surprisal_slope(one[:, 0].copy(), x, targets)
+    fused.cross_entropy_(x.copy(), targets)
+    for name in ("gelu", "gelu_tanh"):
+        fused.flat(name, x)
+        fused.flat(f"{name}_slope", g, x)
+    fused.adamw_(*(some(67, seed=k) ** 2 for k in range(4)), 1)
+    fused.embedding_back(np.arange(33) % 5, some(33, 7), 5)
+    fused.random_words(random.key(0), 67, x)
+    fused.dropout_mask(random.key(0), 0.5, (67,), x)
+    fused.dropout(x, 0.5, random.key(0))
+    how: dict[str, Any] = {"stride": (1, 2), "padding": ((1, 1), (1, 0)), "dilation": (1, 1)}
+    for cast in (np.asarray, to_bf16):
+        a, w = cast(some(2, 4, 5, 67)), cast(some(6, 2, 3, 3))
+        y = fused.convolve(a, w, None, **how, groups=2)
+        fused.convolve_transposed(y, w, size=(5, 67), **how, groups=2)
+        fused.convolve_weight(a, y, window=(3, 3), **how, groups=2)
+        q, k, z = (cast(some(1, n, 16, seed=n)) for n in (33, 67, 67))
+        out, lse = fused.attend(q, k, z, 0.2, 34)
+        fused.attend_back(q, 0 * lse, out, lse, q, k, z, 0.2, 34)
+
+
+@needs_compiler
+@in_three_orders
+def test_no_kernel_has_a_race(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched, plain = set(), kernels.Source.__call__
+
+    def noting(self: Any, name: str, *args: Any, **how: Any) -> None:
+        launched.add((id(self), name))
+        plain(self, name, *args, **how)
+
+    monkeypatch.setattr(kernels.Source, "__call__", noting)
+    with simulating(check=True, order=order):
+        every_kernel()
+    sources = [x for x in vars(fused).values() if isinstance(x, kernels.Source)]
+    assert launched == {(id(source), name) for source in sources for name in source.names}
+
+
+# what needs a card, on a pretended one
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_every_primitive_agrees_on_a_pretended_card(dtype: str) -> None:
+    import gradbook.nn.pool
+    import gradbook.tensor.linalg  # noqa: F401
+
+    with fake_cupy():
+        table = agree.agreement_table(dtype, "cuda")
+    assert len({row.name for row in table}) > 100
+    limit = agree.LIMITS[dtype]
+    assert not [row for row in table if row.trouble or not row.error <= limit]
+
+
+def small_gpt(device: str) -> tuple[Any, Any, Any]:
+    gb.manual_seed(0)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            self.embedding, self.norm = nn.Embedding(50, 32), nn.LayerNorm(32)
+            self.attention = nn.MultiHeadAttention(32, 2, causal=True)
+            self.up, self.act, self.down = nn.Linear(32, 64), nn.GELU("tanh"), nn.Linear(64, 50)
+            self.conv, self.drop = nn.Conv2d(3, 4, 3, padding=1), nn.Dropout(0.1, key=3)
+
+        def forward(self, ids: Any, image: Any) -> Any:
+            x = self.embedding(ids)
+            x = x + self.drop(self.attention(self.norm(x))) + self.conv(image).mean()
+            return self.down(self.act(self.up(x)))
+
+    rng = np.random.default_rng(0)
+    ids = gb.Tensor(rng.integers(0, 50, (2, 40)), device=device)
+    image = gb.Tensor(rng.normal(size=(2, 3, 8, 8)).astype("float32"), device=device)
+    return Model().to(device), ids, image
+
+
+def trained(device: str, optimiser: Any, steps: int = 4) -> tuple[list[float], Any, dict[str, int]]:
+    model, ids, image = small_gpt(device)
+    opt, losses = optimiser(model.parameters(), lr=1e-2), []
+    for step in range(steps):
+        if step == 1:
+            COPIES.clear()
+        loss = cross_entropy(model(ids, image).reshape((80, 50)), ids.reshape((80,)))
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        losses.append(loss)
+    copies = dict(COPIES)
+    return [x.item() for x in losses], opt, copies
+
+
+@needs_compiler
+def test_a_training_step_never_leaves_the_card() -> None:
+    here, _, _ = trained("cpu", AdamW)
+    with fake_cupy():
+        there, _, copies = trained("cuda", AdamW)
+        assert copies == {}  # no copy either way, no number waited for
+        assert LAUNCHES["adamw"] == 4 and LAUNCHES["attend"] == 4 and LAUNCHES["add_rows"] == 4
+        LAUNCHES.clear()
+        with switch.own_kernels(False):
+            others, _, copies = trained("cuda", AdamW)
+        assert not LAUNCHES and "to host" not in copies and "waits" not in copies
+    assert np.allclose(there, here, rtol=1e-4) and np.allclose(others, here, rtol=1e-4)
+
+
+@needs_compiler
+def test_the_flat_optimiser_survives_a_checkpoint() -> None:
+    with fake_cupy():
+        losses, _, _ = trained("cuda", AdamW, 3)
+        model, ids, image = small_gpt("cuda")
+        opt = AdamW(model.parameters(), lr=1e-2)
+        again = []
+        for step in range(3):
+            if step == 2:  # as if loaded: other arrays, the same numbers
+                opt.load_state_dict(opt.state_dict())
+                model.load_state_dict(model.state_dict())
+            loss = cross_entropy(model(ids, image).reshape((80, 50)), ids.reshape((80,)))
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            again.append(loss.item())
+    assert again == losses
+
+
+def test_on_numpy_arrays_nothing_changes() -> None:
+    x = some(5, 33)
+    before = len(LAUNCHES)
+    with switch.own_kernels():
+        assert gb.nn.norm.standardise.primitive.impl(np, x, axis=(1,), eps=0.1)
+    assert len(LAUNCHES) == before
+
+
+def test_the_loader_brings_batches_to_the_card_in_advance() -> None:
+    x, y = some(10, 3), np.arange(10)
+    with fake_cupy() as cupy:
+        loader = DataLoader(ArrayDataset(x, y), batch_size=4, shuffle=True, device="cuda")
+        batches = []
+        for k, (a, b) in enumerate(loader):
+            assert a.device.kind == "cuda" and loader.batch == k + 1
+            batches.append((a.numpy(), b.numpy()))
+        stream = cupy.cuda.get_current_stream()
+    plain = [(a.numpy(), b.numpy()) for a, b in DataLoader(ArrayDataset(x, y), 4, shuffle=True)]
+    for (a, b), (c, d) in zip(batches, plain, strict=True):
+        assert (a == c).all() and (b == d).all()
+    assert [what for what, _ in stream.order].count("wait") == 3  # each batch is waited for, once
+
+
+def test_the_loader_goes_on_in_mid_epoch_on_a_card() -> None:
+    data = ArrayDataset(np.arange(20))
+    with fake_cupy():
+        loader = DataLoader(data, batch_size=4, shuffle=True, device="cuda")
+        for k, _batch in enumerate(loader):
+            if k == 1:
+                break
+        state = loader.state_dict()
+        other = DataLoader(data, batch_size=4, shuffle=True, device="cuda")
+        other.load_state_dict(state)
+        rest = [b.numpy().tolist() for (b,) in other]
+    whole = [b.numpy().tolist() for (b,) in DataLoader(data, batch_size=4, shuffle=True)]
+    assert rest == whole[2:]
+
+
+SIZES = GPTConfig(50, 16, 2, 2, 32, dropout=0.2)
+
+
+def gpt_steps(device: str, own: bool = True, steps: int = 3) -> tuple[list[float], Any, Any]:
+    "Losses of a small GPT with dropout and clipping, the model, and what was copied in a step."
+    model = GPT(SIZES, key=0).to(device)
+    opt = AdamW(decay_groups(model, 0.1), lr=1e-2)
+    ids = np.random.default_rng(0).integers(0, 50, (3, 17))
+    x, y = Tensor(ids[:, :-1].copy(), device=device), Tensor(ids[:, 1:].copy(), device=device)
+    losses = []
+    with switch.own_kernels(own):
+        for step in range(steps):
+            if step == 1:
+                COPIES.clear()
+                LAUNCHES.clear()
+            opt.zero_grad()
+            loss = token_loss(model(x), y)
+            loss.backward()
+            clip.clip_grad_norm_(model.parameters(), 1.0)
+            opt.step()
+            losses.append(loss)
+    copies = dict(COPIES)
+    return [loss.item() for loss in losses], model, copies
+
+
+@needs_compiler
+@pytest.mark.parametrize("own", [True, False])
+def test_a_gpt_learns_on_the_card_as_here(own: bool) -> None:
+    here, model, _ = gpt_steps("cpu")
+    with fake_cupy():
+        there, other, copies = gpt_steps("cuda", own)
+        launched = dict(LAUNCHES)
+        for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+            assert q.device.kind == "cuda" and near(q.numpy(), p.numpy(), 1e-4), name
+    assert np.allclose(there, here, rtol=1e-5)  # dropout included: its bits are the same
+    if own:
+        assert copies == {"waits": 2}  # two steps, and each waits for the norm that it clips
+        assert launched["adamw"] == 4 and launched["add_rows"] == 2  # two groups, two steps
+        wanted = {"standardise_back", "gelu_tanh_slope", "surprisal_slope", "dropout_mask"}
+        assert wanted <= launched.keys()
+    else:
+        assert not launched and "to host" not in copies
+
+
+@needs_compiler
+def test_dropout_makes_the_same_bits_on_the_card() -> None:
+    x = some(33, 31)
+    with fake_cupy():
+        masks = [nn.Dropout(0.3, key=7).to("cuda")(Tensor(x, device="cuda")) for _ in range(2)]
+        there = [mask.numpy() for mask in masks]
+        assert LAUNCHES["dropout_mask"] == 2
+    assert (there[0] == nn.Dropout(0.3, key=7)(x).numpy()).all() and (there[0] == there[1]).all()
+
+
+@needs_compiler
+def test_what_has_another_rule_or_place_is_left_alone() -> None:
+    class Slower(AdamW):
+        def rule(self, group: Any, step: int) -> Any:
+            return super().rule({**group, "lr": group["lr"] / 2}, step)
+
+    with fake_cupy():
+        for kind, launches in ((AdamW, 1), (Adam, 0), (Slower, 0)):
+            LAUNCHES.clear()
+            p = Tensor(some(5), True).to("cuda")
+            p = Tensor(p.data, requires_grad=True)
+            p.grad = Tensor(p.data)
+            kind([p], lr=0.1).step()
+            assert LAUNCHES["adamw"] == launches, kind
+            q = Tensor(some(5), requires_grad=True)
+            q.grad = Tensor(some(5))
+            kind([q], lr=0.1).step()
+            assert near(p.numpy(), q.numpy()), kind
+
+
+@needs_compiler
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_gpt_writes_on_the_card_as_here(cache: bool) -> None:
+    model = GPT(SIZES, key=0)
+    here = list(tokens(model, [1, 2, 3], 20, key=0, cache=cache))
+    with fake_cupy():
+        model.to("cuda")
+        COPIES.clear()
+        there = list(tokens(model, [1, 2, 3], 20, key=0, cache=cache))
+        copies = dict(COPIES)
+    assert there == here
+    assert copies == {"to device": 20, "to host": 20}  # ids there, logits back
+
+
+@needs_compiler
+def test_checkpoints_of_a_card_can_be_read_here(tmp_path: Path) -> None:
+    with fake_cupy():
+        _, model, _ = gpt_steps("cuda")
+        save_tensors(tmp_path / "model.safetensors", model.state_dict())
+        numbers = {name: t.numpy() for name, t in model.state_dict().items()}
+        other = GPT(SIZES, key=1).to("cuda")
+        other.load_state_dict(load_tensors(tmp_path / "model.safetensors"))
+        assert all(t.device.kind == "cuda" for t in other.parameters())
+        for name, t in other.state_dict().items():
+            assert (t.numpy() == numbers[name]).all(), name
+    here = GPT(SIZES, key=1)
+    here.load_state_dict(load_tensors(tmp_path / "model.safetensors"))
+    for name, t in here.state_dict().items():
+        assert (t.numpy() == numbers[name]).all(), name
+
+
+@needs_compiler
+def test_train_gpt_with_the_preset_for_a_card(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question\n" * 12)
+    small = {"layers": 1, "heads": 2, "width": 16, "context": 8, "batch_size": 2, "warmup": 1}
+    settings = recommended("gpu", steps=4, evaluate=2, data=str(text), **small)
+    assert settings.dropout == 0.2
+    here = train_gpt(settings, tmp_path / "here")
+    with fake_cupy(), using(device="cuda"):
+        there = train_gpt(settings, tmp_path / "there")
+        model, _ = load_run(tmp_path / "there")
+        assert LAUNCHES["adamw"] == 8 and model.token.weight.device.kind == "cuda"
+        table = model.token.weight.numpy()
+    for name in ("train_loss", "val_loss"):
+        assert abs(here[name] - there[name]) < 1e-5
+    model, _ = load_run(tmp_path / "there")  # on the processor now
+    assert (model.token.weight.numpy() == table).all()
+
+
+def test_the_preset_for_a_card_is_nanogpts() -> None:
+    s = recommended("gpu")
+    assert (s.layers, s.heads, s.width, s.context, s.batch_size) == (6, 6, 384, 256, 64)
+    assert (s.dropout, s.lr, s.min_lr, s.steps, s.warmup) == (0.2, 1e-3, 1e-4, 5000, 100)
+    assert (s.beta2, s.weight_decay, s.clip, s.bias) == (0.99, 0.1, 1.0, False)
+    config = GPTConfig(65, s.context, s.layers, s.heads, s.width, bias=s.bias, dropout=s.dropout)
+    assert GPT(config, key=0).n_parameters() == 10_745_088
+
+
+@needs_compiler
+def test_a_step_of_the_trainer_waits_for_two_numbers() -> None:
+    with fake_cupy():
+        model = GPT(SIZES, key=0).to("cuda")
+        stepper = Stepper(model, token_loss, AdamW(model.parameters(), lr=1e-3), clip_norm=1.0)
+        ids = np.random.default_rng(0).integers(0, 50, (8, 17))
+        loader = DataLoader(ArrayDataset(ids[:, :-1], ids[:, 1:]), 2, device="cuda")
+        for number, batch in enumerate(loader):
+            if number == 1:
+                COPIES.clear()
+            stepper.update([batch])
+        copies = dict(COPIES)
+    assert copies["waits"] == 2 * 3 and "to host" not in copies  # the loss, and the norm
+    assert copies["to device"] <= 2 * 3  # batches to come, from pinned memory
+
+
+@needs_compiler
+@pytest.mark.parametrize("own", [True, False])
+def test_lenet_learns_on_the_card_as_here(own: bool) -> None:
+    x, y = some(4, 1, 28, 28), np.arange(4)
+
+    def steps(device: str) -> list[float]:
+        model = LeNet5(key=0).to(device)
+        opt = AdamW(model.parameters(), lr=1e-2)
+        images, labels, losses = Tensor(x, device=device), Tensor(y, device=device), []
+        for _ in range(2):
+            opt.zero_grad()
+            loss = cross_entropy(model(images), labels)
+            loss.backward()
+            opt.step()
+            losses.append(loss.item())
+        return losses
+
+    here = steps("cpu")
+    with fake_cupy(), switch.own_kernels(own):
+        there = steps("cuda")
+        assert (LAUNCHES["convolve_weight"] == 4) == own
+    assert np.allclose(there, here, rtol=1e-4)
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "memory_cases": {"rows": 8, "n": 64}, "adamw_cases": {"n": 1003},
+    "loss_cases": {"rows": 4, "n": 48}, "product_cases": {"n": 16},
+    "attention_cases": {"heads": 2, "t": 17, "d": 16},
+    "convolution_cases": {"images": 1, "channels": 4, "side": 5, "groups": 2},
+    "lenet_cases": {"batch": 2},
+    "gpt_cases": {"layers": 1, "heads": 2, "width": 32, "context": 8, "batch_size": 2},
+}  # fmt: skip
+
+
+@pytest.fixture
+def small_race(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    "A pretended card, small vocabularies, and as little as there is to measure."
+    monkeypatch.setattr(race, "VOCABULARIES", {"gpu": 48, "gpt2": 64})
+    with fake_cupy() as cupy:
+        yield cupy
+
+
+def values(x: Any) -> Any:
+    "What an engine gave, as NumPy's float32."
+    x = x[0] if isinstance(x, tuple | list) else x
+    x = x.data if isinstance(x, Tensor) else x
+    if isinstance(x, CardArray):
+        return from_bf16(x._a) if x._a.dtype == np.uint16 else x._a
+    return None if x is None else x.detach().float().numpy()
+
+
+@needs_compiler
+def test_racers_agree(small_race: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    seen = set()
+    for cases in race.RACES:
+        for case in cases(small_race, torch, **SMALL[cases.__name__]):
+            found = {name: values(engine()) for name, engine in case.engines.items()}
+            seen |= found.keys()
+            own = found.pop("gradbook")
+            chance = "dropout" in case.name and "dropout 0," not in case.name
+            for name, other in found.items():
+                if own is None or other is None or case.name == "dropout":
+                    continue
+                apart = np.abs(own.mean() - other) if other.ndim == 0 else np.abs(
+                    own.reshape(other.shape) - other
+                )  # fmt: skip
+                limit = 0.1 if chance and "torch" in name else 3e-2 if "bf16" in case.name else 1e-4
+                assert apart.max() < limit, (case.name, name)
+    assert seen == {"gradbook", "gradbook, cupy", "cupy", "cublas", "torch", "torch, compiled"}
+    assert LAUNCHES["attend_back_kv_tensor"] and LAUNCHES["convolve"] and LAUNCHES["adamw"]
+
+
+@needs_compiler
+def test_the_whole_bench_on_a_pretended_card(
+    small_race: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.backends.cuda.matmul.allow_tf32
+    whole = race.cuda_race
+    monkeypatch.setattr(race, "cuda_race", lambda repeat: whole(repeat, SMALL))
+    report = bench.cuda_bench(1)
+    assert report.facts["failed"] == {} and report.facts["gpu"] == "a pretended card"
+    names = {row.case for row in report.rows}
+    assert "LeNet-5, batch 2, float32" in names
+    assert "GPT, preset gpu, 2 x 8 tokens, dropout 0.2, TF32" in names
+    assert all(row.median_s == 1e-3 for row in report.rows)
+    rates = {(r["case"], r["engine"]): r for r in report.facts["rates"]}
+    gpt = rates["GPT, preset gpt2, 2 x 8 tokens, dropout 0, TF32", "torch, compiled"]
+    assert gpt["tokens_per_s"] == 16_000
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+    assert sys.modules["cupy._core._routines_linalg"].kinds == {"float32": 1}
+
+
+def test_a_race_that_fails_does_not_stop_the_others(
+    small_race: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Any:
+        raise MemoryError("no room")
+
+    def one(xp: Any, torch: Any) -> Iterator[race.Case]:
+        yield race.Case("one", {"gradbook": lambda: None, "torch": broken})
+        raise ValueError("no second")
+
+    def two(xp: Any, torch: Any) -> Iterator[race.Case]:
+        yield race.Case("two", {"gradbook": lambda: None}, bytes=1e3)
+
+    monkeypatch.setattr(race, "RACES", (one, two))
+    found = race.cuda_race(2)
+    assert [(r["case"], r["engine"]) for r in found["rows"]] == [
+        ("one", "gradbook"), ("two", "gradbook")
+    ]  # fmt: skip
+    assert found["failed"] == {"one: torch": "MemoryError: no room", "one": "ValueError: no second"}
+    assert found["rows"][1]["bytes_per_s"] == 1e6
+
+
+def test_the_bench_without_a_card_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(DeviceError, match="needs CuPy"):
+        race.cuda_race()
+
+
+def test_without_a_card_there_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    for call in (
+        lambda: gb.Tensor([1.0], device="cuda"),
+        lambda: nn.Linear(2, 3).to("cuda"),
+        lambda: DataLoader(ArrayDataset(np.arange(4)), device="cuda"),
+    ):
+        with pytest.raises(DeviceError, match=r"pip install 'gradbook\[cuda\]'"):
+            call()
+
+
+# the compiler for real cards
+
+
+def test_every_kernel_compiles_without_spills() -> None:
+    try:
+        nvrtc.nvrtc()
+        nvrtc.located("nvidia-cuda-nvdisasm", "nvdisasm")
+    except nvrtc.NoNVRTC as missing:
+        pytest.skip(str(missing))
+    rows = nvrtc.check_all(nvrtc.ARCHITECTURES if os.environ.get("FULL") else ("sm_90",))
+    assert not [row for row in rows if row.spills or row.stack]
+    low = [row for row in rows if "convolve" in row.kernel and "bf16" in row.options]
+    assert low and all(row.mma for row in rows if "tensor" in row.kernel or row in low)
+    listed = {name for source, _ in nvrtc.CHECKED for name in source.names}
+    assert {row.kernel for row in rows} == listed
+
+
+def test_all_sources_are_compiled() -> None:
+    known = {id(source) for source, _ in nvrtc.CHECKED}
+    for module in (kernels, fused):
+        for name, value in vars(module).items():
+            if isinstance(value, kernels.Source):
+                assert id(value) in known, name
+
+
+# a real card
+
+
+def card() -> bool:
+    try:
+        return bool(__import__("cupy").cuda.is_available())
+    except ImportError:
+        return False
+
+
+gpu = pytest.mark.skipif(not card(), reason="no CuPy with a GPU")
+
+
+@gpu
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_every_primitive_agrees_on_the_card(dtype: str, own: bool) -> None:
+    with switch.own_kernels(own):
+        table = agree.agreement_table(dtype, "cuda")
+    assert not [row for row in table if row.trouble or not row.error <= agree.LIMITS[dtype]]
+
+
+@gpu
+@pytest.mark.parametrize("rung", kernels.MATMUL_RUNGS)
+def test_matmul_on_the_card(rung: str) -> None:
+    import cupy
+
+    for m, k, n in ((1, 1, 1), (31, 33, 127), (1000, 127, 33), (512, 256, 1024)):
+        a, b = some(m, k), some(k, n, seed=1)
+        if rung == "tensor":
+            a, b = to_bf16(a), to_bf16(b)
+            wanted = from_bf16(a) @ from_bf16(b)
+            found = from_bf16(cupy.asnumpy(kernels.matmul(cupy.asarray(a), cupy.asarray(b))))
+        else:
+            wanted = a @ b
+            found = cupy.asnumpy(kernels.matmul(cupy.asarray(a), cupy.asarray(b), rung))
+        assert near(found, wanted, 1e-2 if rung == "tensor" else 1e-5)
+
+
+@gpu
+@pytest.mark.parametrize("t, s, d, shift", [*ATTENTIONS, (1000, 1000, 64, 0)])
+def test_attention_on_the_card(t: int, s: int, d: int, shift: int | None) -> None:
+    import cupy
+
+    q, k, v, g = some(2, t, d), some(2, s, d, seed=1), some(2, s, d, seed=2), some(2, t, d, seed=3)
+    g_lse, how = some(2, t, 1, seed=4), {"scale": 0.3, "shift": shift}
+    wanted = attention.attend.primitive.impl(np, q, k, v, **how)
+    found = fused.attend(*map(cupy.asarray, (q, k, v)), **how)
+    assert all(near(cupy.asnumpy(a), b, 2e-5) for a, b in zip(found, wanted))
+    down = (g, g_lse, *wanted, q, k, v)
+    slopes = attention.attend_back.primitive.impl(np, *down, **how)
+    back = fused.attend_back(*map(cupy.asarray, down), **how)
+    assert all(near(cupy.asnumpy(a), b, 5e-5) for a, b in zip(back, slopes))
+    if d % 16 == 0:
+        halves = [to_bf16(x) for x in (q, k, v)]
+        wanted = attention.attend.primitive.impl(np, *map(from_bf16, halves), **how)
+        out, _ = fused.attend(*map(cupy.asarray, halves), **how)
+        assert near(from_bf16(cupy.asnumpy(out)), wanted[0], 1e-2)
+
+
+@gpu
+def test_dropout_on_the_card_has_the_same_bits() -> None:
+    import cupy
+
+    x, key = some(1001), random.key(7)
+    found = fused.dropout(cupy.asarray(x), 0.3, key)
+    assert (cupy.asnumpy(found) == norm.dropout(x, 0.3, key=key).numpy()).all()
+
+
+@gpu
+def test_training_on_the_card_is_training() -> None:
+    here, _, _ = trained("cpu", AdamW)
+    there, _, _ = trained("cuda", AdamW)
+    assert np.allclose(there, here, rtol=1e-3)
+
+
+@gpu
+@pytest.mark.parametrize("t, s, d, shift", [*LOW_ATTENTIONS, (1000, 1000, 64, 0)])
+def test_attention_back_on_the_cards_tensor_cores(
+    t: int, s: int, d: int, shift: int | None
+) -> None:
+    import cupy
+
+    halves = [to_bf16(some(2, n, d, seed=k)) for k, n in enumerate((t, s, s, t))]
+    q, k, v, g = map(from_bf16, halves)
+    how: dict[str, Any] = {"scale": 0.2, "shift": shift}
+    wanted = attention.attend.primitive.impl(np, q, k, v, **how)
+    slopes = attention.attend_back.primitive.impl(np, g, 0 * wanted[1], *wanted, q, k, v, **how)
+    *qkv, slope = map(cupy.asarray, halves)
+    out, lse = fused.attend(*qkv, **how)
+    back = fused.attend_back(slope, 0 * lse, out, lse, *qkv, **how)
+    assert all(near(from_bf16(cupy.asnumpy(a)), b, 1e-2) for a, b in zip(back, slopes))
+
+
+@gpu
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=range(len(CONVOLUTIONS)))
+def test_convolution_on_the_card(case: Any, low: bool) -> None:
+    import cupy
+
+    shape, window, stride, padding, dilation, groups = case
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    cast, back = (to_bf16, from_bf16) if low else (np.asarray, np.asarray)
+    x, w = cast(some(*shape)), cast(some(*window, seed=1))
+    y = conv.convolve.primitive.impl(np, back(x), back(w), **how)
+    g = cast(some(*y.shape, seed=2))
+    a, b, c = map(cupy.asarray, (x, w, g))
+    found = [
+        fused.convolve(a, b, None, **how),
+        fused.convolve_transposed(c, b, size=shape[2:], **how),
+        fused.convolve_weight(a, c, window=window[2:], **how),
+    ]
+    wanted = [
+        y,
+        conv.convolve_transposed.primitive.impl(np, back(g), back(w), size=shape[2:], **how),
+        conv.convolve_weight.primitive.impl(np, back(x), back(g), window=window[2:], **how),
+    ]
+    for a, b in zip(found, wanted):
+        assert near(back(cupy.asnumpy(a)), b, 2e-2 if low else 2e-5)
+
+
+@gpu
+@pytest.mark.parametrize("own", [True, False])
+def test_a_gpt_on_the_card_is_a_gpt(own: bool) -> None:
+    here, _, _ = gpt_steps("cpu")
+    there, _, _ = gpt_steps("cuda", own)
+    assert np.allclose(there, here, rtol=1e-3)
+
+
+@gpu
+def test_the_bench_on_the_card() -> None:
+    found = race.cuda_race(2, SMALL)
+    assert found["failed"] == {} and found["rows"]
