@@ -96,7 +96,7 @@ def asked_twice():
 def shared_part():
     a = Value(2.0)
     u = a * 3.0
-    return [a], [u * u, u + 1.0]
+    return [a], [u * u, u + a]
 
 
 def shared_leaf():
@@ -283,7 +283,7 @@ class BackwardOnce(Exercise):
         root._prev = root._slopes = ()
 
     def wrong_too_late(root):
-        "The leaves have the slopes twice by then. Look before you sweep."
+        "A leaf that the second result uses itself has its slope by then. Look before you sweep."
         order = topological_order(root)
         root.backward()
         if any(node._op and not node._prev for node in order):
