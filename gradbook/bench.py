@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -30,7 +30,7 @@ __all__ = ['THREAD_VARIABLES', 'REST', 'Runner', 'BENCHMARKS', 'Race', 'Steps', 
            'report_of', 'mean_ratio', 'chain', 'chain_race', 'eager_race', 'there_and_back', 'large_race',
            'arrays_race', 'random_race', 'adamw_race', 'step_of', 'training_steps', 'mlp_steps', 'torch_lenet',
            'lenet_steps', 'torch_gpt', 'gpt_steps', 'alone', 'training_race', 'mlp_race', 'lenet_race', 'gpt_race',
-           'cuda_bench', 'optimizer_race', 'mean_accuracy']
+           'cuda_bench', 'compare_bench', 'optimizer_race', 'mean_accuracy']
 
 # %% ../nbs/92_bench.ipynb #16493ab7
 def duration(seconds: float) -> str:
@@ -806,10 +806,22 @@ def mlp_race(repeat: int = 20) -> Report:
     return training_race("mlp", repeat, 235_146)
 
 
-@benchmark("lenet", "a training step of LeNet-5, batch 128, AdamW")
+@benchmark("lenet", "a training step of LeNet-5, batch 128, AdamW; tiny-dnn's, too")
 def lenet_race(repeat: int = 20) -> Report:
-    "The network of chapter 17."
-    return training_race("lenet", repeat, 61_706)
+    "The network of chapter 17. tiny-dnn gets a row where it is installed, or a line why not."
+    from gradbook.roads.cpp import tiny_dnn_steps
+    from gradbook.roads.native import NativeError
+
+    report = training_race("lenet", repeat, 61_706)
+    try:
+        t = timing("tiny-dnn", tiny_dnn_steps(repeat))
+    except (ImportError, NativeError) as error:
+        return replace(report, facts={**report.facts, "tiny-dnn": f"left out: {error}"})
+    ratio = report.rows[0].median_s / t.median
+    row = Row("training step", t.case, t.median, t.low, t.high, ratio)
+    facts = {**report.facts, "tiny-dnn": "Debian's headers, -O3 -march=native, Adam, one thread"}
+    summary = f"{report.summary}; tiny-dnn, on one thread: {128 / t.median:,.0f}"
+    return replace(report, rows=(*report.rows, row), facts=facts, summary=summary)
 
 
 @benchmark("gpt", "a training step of a GPT: nanoGPT's settings for a laptop, AdamW, clipping")
@@ -841,6 +853,14 @@ def cuda_bench(repeat: int = 20) -> Report:
     if found["failed"]:
         summary += f"; failed: {', '.join(found['failed'])}"
     return Report("cuda", where, threads(), versions, rows, facts, summary)
+
+
+@benchmark("compare", "the same programs on every engine of this book, and all others installed")
+def compare_bench(repeat: int = 20) -> Report:
+    "The comparison of chapter 36; what is not installed gives a line that says so."
+    from gradbook.roads.compare import comparison
+
+    return comparison(repeat, say=partial(print, file=sys.stderr))
 
 # %% ../nbs/92_bench.ipynb #ffbb686c
 @benchmark("optim", "six optimisers on MNIST: three seeds, equal steps and equal time")

@@ -89,16 +89,18 @@ def digits_state() -> str:
 
 
 def device_states() -> dict[str, str]:
-    "Which devices can compute here, or why not."
+    "Which devices can compute here, or why not; and whether kernels can run without a card."
     if version_of("numpy") is None:
         return {"cpu": "plain Python: NumPy is not installed"}
+    from gradbook.cuda.sim import readiness
     from gradbook.tensor.backend import DeviceError, count_gpus
 
     try:
         gpus = count_gpus("cuda")
+        cuda = f"{gpus} GPU{'s' if gpus > 1 else ''}"
     except DeviceError as error:
-        return {"cpu": "ready", "cuda": str(error)}
-    return {"cpu": "ready", "cuda": f"{gpus} GPU{'s' if gpus > 1 else ''}"}
+        cuda = str(error)
+    return {"cpu": "ready", "cuda": cuda, "kernels": readiness()}
 
 # %% ../nbs/94_cli.ipynb #c8aa2c35
 def info(args: argparse.Namespace, settings: Settings) -> Answer:

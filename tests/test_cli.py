@@ -52,6 +52,7 @@ def test_info_as_a_command_from_another_folder():
     record = json.loads(run.stdout)
     assert (run.returncode, run.stderr) == (0, "")
     assert record["gradbook"] == gradbook.__version__ and record["devices"]["cpu"] == "ready"
+    assert record["devices"]["kernels"].startswith(("simulator ready (", "no simulator: "))
     assert record["data"]["digits"] == "1797 images, checked"
     assert record["settings"]["seed"] == {"value": 0, "from": "default"}
     host = platform.node()

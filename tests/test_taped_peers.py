@@ -15,7 +15,7 @@ from tests import taped_peers
 def test_no_slower_than_the_libraries_in_cpp() -> None:
     if not native.available():
         pytest.skip("no C compiler on this machine")
-    if not taped_peers.cppad_flags() and not taped_peers.adolc_flags():
+    if not taped_peers.programs():
         pytest.skip("neither CppAD (pip install cmeel-cppad) nor ADOL-C (libadolc-dev) is here")
     engines = taped_peers.compare(repeat=9)
     own = {row["case"]: row for row in engines.pop("gradbook")}

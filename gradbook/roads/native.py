@@ -25,7 +25,7 @@ from .operations import RULES, times
 # %% auto #0
 __all__ = ['PRELUDE', 'SWEEP', 'FORWARD', 'TANGENT', 'REVERSE', 'COMPARE', 'LANES', 'KINDS', 'DRIVER', 'FLAGS', 'loads',
            'forward_case', 'tangent_case', 'reverse_case', 'special_cases', 'sweep_source', 'sweeps_source',
-           'NativeError', 'compiler', 'build', 'trusted', 'code_folder', 'private_folder', 'intact', 'builder',
+           'NativeError', 'compiler', 'build', 'trusted', 'code_folder', 'private_folder', 'intact', 'builder', 'built',
            'library', 'sweeps', 'available']
 
 # %% ../../nbs/30_taped.ipynb #6a7d02a5
@@ -297,13 +297,19 @@ def builder() -> str:
     return "\n".join([path, run.stdout, platform.machine(), chip])
 
 
-def library(source: str, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
-    "The compiled source, from the cache if it was built before. Raises NativeError."
+def built(source: str, flags: Sequence[str] = FLAGS) -> Path:
+    "The file of the compiled source, in the cache if it was built before. Raises NativeError."
     content = "\n".join([source, *flags, builder()])
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
     path = code_folder() / f"{name}.so"
     if not intact(path):
         build(source, path, flags)
+    return path
+
+
+def library(source: str, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
+    "The compiled source, loaded. Raises NativeError."
+    path = built(source, flags)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
