@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import gc
 import importlib
-import os
 import re
 import subprocess
 import sys
@@ -17,10 +17,10 @@ import pytest
 
 import gradbook as gb
 from gradbook.course import ch36b
+from gradbook.roads.cpp import adept_flags, adolc_flags, cppad_flags
 from gradbook.roads.taped import record
 from gradbook.scalar.value import Value as OurValue
 from gradbook.tensor.transforms import TransformError
-from tests.taped_peers import adolc_flags, cppad_flags
 from tools.notebook import load, source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -460,11 +460,17 @@ def test_drjit() -> None:
 # ------------------------------------------------------------- C++
 
 
-def said(flags: list[str] | None, folder: Path, *more: str) -> str:
-    if flags is None:
-        pytest.skip("this library is not installed")
+FLAGS = {"CPPAD": cppad_flags, "ADOLC": adolc_flags, "ADEPT": adept_flags}
+
+
+def said(library: str, folder: Path, *more: str) -> str:
+    try:
+        flags = FLAGS[library]()
+    except ImportError as error:
+        pytest.skip(f"{library}: {error}")
     made = folder / "branches"
-    command = ["c++", "-O0", "-std=c++17", *more, str(PROGRAM), "-o", str(made), *flags]
+    command = ["c++", "-O0", "-std=c++17", f"-D{library}", *more, str(PROGRAM), "-o", str(made)]
+    command += flags
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except FileNotFoundError:
@@ -474,21 +480,19 @@ def said(flags: list[str] | None, folder: Path, *more: str) -> str:
 
 
 def test_cppad_counts_a_changed_branch_and_checks_unless_ndebug(tmp_path: Path) -> None:
-    first, second, *_ = said(cppad_flags(), tmp_path).split("\n")
+    first, second, *_ = said("CPPAD", tmp_path).split("\n")
     assert first == "value 4 changed 1 refused" and second == "operators 5001"
-    assert "changed 1 nothing said" in said(cppad_flags(), tmp_path, "-DNDEBUG")
+    assert "changed 1 nothing said" in said("CPPAD", tmp_path, "-DNDEBUG")
 
 
 def test_adolc_refuses_a_changed_branch_shares_slots_and_uses_the_disk(tmp_path: Path) -> None:
-    words = said(adolc_flags(), tmp_path)
+    words = said("ADOLC", tmp_path)
     assert "code -1 slope 99 slots 4 disk 0 disk 1 operations 6007" in words
     assert "Retaping recommended" in words
 
 
 def test_adept_counts_statements_and_keeps_slopes(tmp_path: Path) -> None:
-    base = os.environ.get("ADEPT_DIR", "")  # where Adept is installed
-    flags = [f"-I{base}/include", f"-L{base}/lib", f"-Wl,-rpath,{base}/lib", "-ladept"]
-    words = said(["-DADEPT", *flags] if base else None, tmp_path)
+    words = said("ADEPT", tmp_path)
     assert words == "statements 1003 slopes 3001 slope 3 slope 3 forward 3\n"
 
 
@@ -513,7 +517,9 @@ def test_adept_counts_statements_and_keeps_slopes(tmp_path: Path) -> None:
     ],
 )
 def test_headers_have_what_the_page_names(header: str, words: str) -> None:
-    folders = [Path("/usr/include"), *(Path(f[2:]) for f in cppad_flags() or () if f[:2] == "-I")]
+    folders = [Path("/usr/include")]
+    with contextlib.suppress(ImportError):
+        folders += [Path(flag[2:]) for flag in cppad_flags() if flag[:2] == "-I"]
     found = [folder / header for folder in folders if (folder / header).exists()]
     if not found:
         pytest.skip(f"no {header} on this machine")
