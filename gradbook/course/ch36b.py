@@ -63,6 +63,14 @@ def equal_to(x):
     return x if x == 2 else x * x
 
 
+def at_most(x):
+    return x if x <= 3 else x * x
+
+
+def at_least(x):
+    return x if x >= 3 else x * x
+
+
 def truth(x):
     return x * x if x else x
 
@@ -88,7 +96,7 @@ def asked_twice():
 def shared_part():
     a = Value(2.0)
     u = a * 3.0
-    return [a], [u * u, u + 1.0]
+    return [a], [u * u, u + a]
 
 
 def shared_leaf():
@@ -102,8 +110,8 @@ def a_leaf():
 
 # %% auto #0
 __all__ = ['questions', 'recorded', 'without_guards', 'library_a', 'library_b', 'library_c', 'library_d', 'library_e', 'smooth',
-           'settling', 'equal_to', 'truth', 'larger', 'kinked', 'one_result', 'asked_twice', 'shared_part',
-           'shared_leaf', 'a_leaf', 'Classify', 'CarefulNumber', 'BackwardOnce']
+           'settling', 'equal_to', 'at_most', 'at_least', 'truth', 'larger', 'kinked', 'one_result', 'asked_twice',
+           'shared_part', 'shared_leaf', 'a_leaf', 'Classify', 'CarefulNumber', 'BackwardOnce']
 
 # %% ../../nbs/36b_design.ipynb #cdd68a4d
 class Classify(Exercise):
@@ -186,6 +194,8 @@ class CarefulNumber(Exercise):
     def cases():
         yield smooth, 2.0
         yield settling, 0.5
+        yield at_most, 2.0
+        yield at_least, 2.0
         yield equal_to, 2.0
         yield truth, 2.0
         yield larger, 1.0
@@ -221,11 +231,18 @@ class CarefulNumber(Exercise):
 
         __lt__ = __eq__ = __bool__ = refuse
 
+    class wrong_strict_only(Dual):
+        "`<=` and `>=` decide as well."
+
+        def refuse(self, other=None):
+            raise TypeError
+
+        __lt__ = __gt__ = __eq__ = __bool__ = refuse
+
 # %% ../../nbs/36b_design.ipynb #b920d4a7
 class BackwardOnce(Exercise):
     id, stars, minutes = "36b.3", 2, 25
     function = "backward_once"
-    raises = (RuntimeError,)
     hints = (
         "Take `order = topological_order(root)` before the sweep; afterwards you need all nodes.",
         "A node with an `_op` but without `_prev` has forgotten.",
@@ -234,9 +251,14 @@ class BackwardOnce(Exercise):
 
     def run(answer, build):
         leaves, results = build()
+        said = []
         for y in results:
-            answer(y)
-        return [x.grad for x in leaves], [len(topological_order(y)) for y in results]
+            try:
+                answer(y)
+                said.append("swept")
+            except RuntimeError:
+                said.append("refused")
+        return said, [x.grad for x in leaves], [len(topological_order(y)) for y in results]
 
     def cases():
         yield (one_result,)
@@ -259,6 +281,15 @@ class BackwardOnce(Exercise):
             raise RuntimeError("swept before")
         root.backward()
         root._prev = root._slopes = ()
+
+    def wrong_too_late(root):
+        "A leaf that the second result uses itself has its slope by then. Look before you sweep."
+        order = topological_order(root)
+        root.backward()
+        if any(node._op and not node._prev for node in order):
+            raise RuntimeError("swept before")
+        for node in order:
+            node._prev = node._slopes = ()
 
     def wrong_silent(root):
         "A second sweep finds nothing and says nothing. It should raise."
