@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from gradbook.tensor.backend import DeviceError, using
 from gradbook.tensor.core import TABLE, Tensor, gradients
 from gradbook.train.checkpoint import load_tensors, save_tensors
 from gradbook.train.loop import Stepper
+from gradbook.train.metrics import Accuracy, Running
 
 needs_compiler = pytest.mark.skipif(not sim.available(), reason="no C++ compiler")
 in_three_orders = pytest.mark.parametrize("order", sim.ORDERS)
@@ -571,6 +573,31 @@ def test_a_step_of_the_trainer_waits_for_two_numbers() -> None:
         copies = dict(COPIES)
     assert copies["waits"] == 2 * 3 and "to host" not in copies  # the loss, and the norm
     assert copies["to device"] <= 2 * 3  # batches to come, from pinned memory
+
+
+@needs_compiler
+@pytest.mark.parametrize("weights", [None, np.arange(1.0, 11, dtype=np.float32)])
+def test_labels_stay_on_the_card(weights: Any) -> None:
+    x, y = some(10, 1, 28, 28), np.arange(10)
+    y[3] = -100
+
+    def run(device: str) -> tuple[list[float], float, dict[str, int]]:
+        model = LeNet5(key=0).to(device)
+        given = None if weights is None else Tensor(weights, device=device)
+        loss = partial(cross_entropy, weight=given)
+        stepper = Stepper(model, loss, AdamW(model.parameters(), lr=1e-3))
+        batches = [(Tensor(x[k::2], device=device), Tensor(y[k::2], device=device)) for k in (0, 1)]
+        losses, running = [stepper.update(batches)], Running([Accuracy()])
+        COPIES.clear()
+        losses += [stepper.update(batches[:1], running), stepper.update(batches)]
+        copies = dict(COPIES)
+        return losses, running.compute("")["accuracy"], copies
+
+    here, right, _ = run("cpu")
+    with fake_cupy():
+        there, found, copies = run("cuda")
+    assert np.allclose(there, here, rtol=1e-4) and found == right
+    assert copies == {"waits": 3 + 4}  # for each batch the count and the loss; once for the hits
 
 
 @needs_compiler
