@@ -455,7 +455,8 @@ def scaled_dot_product_attention(
     add. `is_causal`: the last query sees all keys, the one before it all but the last, and so on.
     A query that may look nowhere gives zeros. `scale` is 1 / sqrt(D) unless given. `enable_gqa`:
     heads, on axis -3, share keys and values in groups. `dropout_p` of the weights are dropped, as
-    `dropout_key` says. Floats in the mask take the whole matrix into memory. The result has the common dtype of the three. Raises AttentionError.
+    `dropout_key` says. Floats in the mask take the whole matrix into memory. The result has the
+    common dtype of the three. Raises AttentionError.
     """
     q, k, v = alike(query, key, value)
     if enable_gqa:
