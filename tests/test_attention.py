@@ -16,9 +16,11 @@ from gradbook.nn.attention import check_causal, influence, padding_mask, rotary
 from gradbook.nn.attention import scaled_dot_product_attention as sdpa
 from gradbook.nn.embedding import Embedding
 from gradbook.nn.module import Module
+from gradbook.nn.norm import dropout
 from gradbook.tensor import random
 from gradbook.tensor.check import check_primitive
-from gradbook.tensor.core import TABLE, GraphError, Tensor, detect_anomaly, matmul, no_grad
+from gradbook.tensor.core import TABLE, GraphError, Tensor, detect_anomaly, gradients, matmul
+from gradbook.tensor.core import no_grad
 from gradbook.tensor.transforms import grad, hessian, jvp, vmap
 
 
@@ -195,6 +197,59 @@ def test_transforms() -> None:
     curved = hessian(lambda a: (sdpa(a, b, c) ** 2).sum())(a)
     naive = hessian(lambda a: (matmul(attention_weights(a, b), c) ** 2).sum())(a)
     np.testing.assert_allclose(curved.numpy(), naive.numpy(), atol=1e-10)
+
+
+def with_the_matrix(q: Any, k: Any, v: Any, p: float, key: Any, **how: Any) -> Any:
+    return matmul(dropout(attention_weights(q, k, **how), p, key=key), v)
+
+
+@pytest.mark.parametrize("block", [2**17, 2**8])
+@pytest.mark.parametrize("t, s, causal", [(5, 7, False), (67, 67, True), (9, 70, True)])
+def test_dropout_in_blocks_is_that_of_the_matrix(
+    t: int, s: int, causal: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(A, "BLOCK", block)
+    xs = [Tensor(x, requires_grad=True) for x in three((2, 3), t, s, 4, 6)]
+    g, key = Tensor(draw(2, 3, t, 6, seed=4)), random.key(3)
+    out = sdpa(*xs, dropout_p=0.3, is_causal=causal, dropout_key=key)
+    whole = with_the_matrix(*xs, 0.3, key, is_causal=causal)
+    np.testing.assert_allclose(out.numpy(), whole.numpy(), atol=2e-6)
+    for a, b in zip(gradients(out, xs, g), gradients(whole, xs, g), strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=5e-6)
+    assert not sdpa(*xs, dropout_p=1.0, dropout_key=key).numpy().any()
+
+
+def test_transforms_of_attention_with_dropout() -> None:
+    q, k, v = (Tensor(x.astype("float64")) for x in three((3,), 4, 4, 2, 2))
+    how: dict[str, Any] = {"dropout_p": 0.4, "dropout_key": random.key(1), "is_causal": True}
+
+    def plain(q: Any, k: Any, v: Any) -> Any:
+        return with_the_matrix(q, k, v, 0.4, random.key(1), is_causal=True)
+
+    many = vmap(lambda q, k: sdpa(q, k, v[0], **how))(q, k)
+    one = [sdpa(a, b, v[0], **how).numpy() for a, b in zip(q, k, strict=True)]
+    np.testing.assert_allclose(many.numpy(), one, atol=1e-12)
+    slopes = vmap(grad(lambda q, v: (sdpa(q, k[0], v, **how) ** 2).sum()))(q, v)
+    loop = [grad(lambda q, v: (plain(q, k[0], v) ** 2).sum())(a, b) for a, b in zip(q, v)]
+    np.testing.assert_allclose(slopes.numpy(), [x.numpy() for x in loop], atol=1e-12)
+    curved = hessian(lambda k: (sdpa(q[0], k, v[0], **how) ** 2).sum())(k[0])
+    naive = hessian(lambda k: (plain(q[0], k, v[0]) ** 2).sum())(k[0])
+    np.testing.assert_allclose(curved.numpy(), naive.numpy(), atol=1e-10)
+
+
+@pytest.mark.parametrize("groups", [6, 2])
+def test_a_layer_drops_what_its_dropout_says(groups: int) -> None:
+    layer = MultiHeadAttention(12, 6, n_kv_heads=groups, causal=True, dropout=0.4, key=0)
+    x = Tensor(draw(2, 9, 12))
+    out = layer(x).numpy()
+    q, k, v = layer.heads(x)
+    k, v = (y.repeat(6 // groups, axis=1) for y in (k, v))
+    layer.dropout.calls.assign_(0)  # type: ignore[union-attr]
+    p = layer.dropout(attention_weights(q, k, is_causal=True))  # type: ignore[misc]
+    wanted = layer.out_proj(A.side_by_side(matmul(p, v)))
+    np.testing.assert_allclose(out, wanted.numpy(), atol=1e-6)
+    layer.dropout.eval()  # type: ignore[union-attr]
+    assert (layer(x).numpy() == layer.eval()(x).numpy()).all()
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from gradbook.tensor.backend import DeviceError, using
 from gradbook.tensor.core import TABLE, Tensor, gradients
 from gradbook.train.checkpoint import load_tensors, save_tensors
 from gradbook.train.loop import Stepper
+from gradbook.train.metrics import Accuracy, Running
 
 needs_compiler = pytest.mark.skipif(not sim.available(), reason="no C++ compiler")
 in_three_orders = pytest.mark.parametrize("order", sim.ORDERS)
@@ -207,12 +209,17 @@ ATTENTIONS = [(1, 1, 1, 0), (31, 33, 31, 2), (33, 33, 33, 0), (127, 127, 64, 0),
               (33, 31, 127, None), (5, 40, 16, 35), (40, 5, 8, -35)]  # fmt: skip
 
 
+DROPS = pytest.mark.parametrize("drop", [None, (0.3, random.key(5))], ids=["", "dropout"])
+
+
 @needs_compiler
 @in_three_orders
+@DROPS
 @pytest.mark.parametrize("t, s, d, shift", ATTENTIONS)
-def test_attention(t: int, s: int, d: int, shift: int | None, order: str) -> None:
+def test_attention(t: int, s: int, d: int, shift: int | None, drop: Any, order: str) -> None:
     q, k, v, g = some(2, t, d), some(2, s, d, seed=1), some(2, s, d, seed=2), some(2, t, d, seed=3)
-    g_lse, how = some(2, t, 1, seed=4), {"scale": 0.3, "shift": shift}
+    how: dict[str, Any] = {"scale": 0.3, "shift": shift, "drop": drop}
+    g_lse = some(2, t, 1, seed=4)
     wanted = attention.attend.primitive.impl(np, q, k, v, **how)
     with simulating(order=order):
         found = fused.attend(q, k, v, **how)
@@ -222,19 +229,44 @@ def test_attention(t: int, s: int, d: int, shift: int | None, order: str) -> Non
     assert all(near(a, b, 2e-5) for a, b in zip(back, slopes))
 
 
+@needs_compiler
+@in_three_orders
+def test_bits_of_weights_far_behind(order: str) -> None:
+    source = kernels.Source(fused.STAYING + r"""
+extern "C" __global__ void bits(unsigned* out, int rows, int s, KEYED) {
+    long long at = 9LL * (1LL << 32) + (threadIdx.x / 4) * s;
+    out[threadIdx.x] = thirty_two(at, k0, k1, share);
+}
+""", **fused.ROUNDS)  # fmt: skip
+    drop, out = (0.3, random.key(7)), np.zeros(32, np.uint32)
+    for s in (8, 13):
+        with simulating(order=order):
+            source("bits", (1,), 32, out, 8, s, *fused.keyed(drop))
+        for row in range(8):
+            at = np.uint64(9 << 32) + np.arange(32, dtype=np.uint64) + np.uint64(row * s)
+            n = at // np.uint64(8)
+            counter = (n & np.uint64(0xFFFFFFFF), n >> np.uint64(32), 0 * n, 0 * n)
+            words = np.stack(random.philox(counter, drop[1].state())).astype(np.uint32)
+            halves = words.T.copy().view(np.uint16)[np.arange(32), at % np.uint64(8)]
+            stays = halves < fused.share_kept(0.3)[0]
+            assert out[4 * row] == (stays.astype(np.uint64) << np.arange(32, dtype=np.uint64)).sum()
+
+
 LOW_ATTENTIONS = [(1, 1, 16, 0), (31, 33, 32, 2), (33, 127, 64, 94), (127, 127, 32, None),
                   (65, 129, 16, 64), (129, 5, 16, -35), (33, 65, 128, 32)]  # fmt: skip
 
 
 @needs_compiler
 @in_three_orders
+@DROPS
 @pytest.mark.parametrize("t, s, d, shift", LOW_ATTENTIONS)
 def test_attention_on_tensor_cores(
-    t: int, s: int, d: int, shift: int | None, order: str
+    t: int, s: int, d: int, shift: int | None, drop: Any, order: str
 ) -> None:
-    halves = [to_bf16(some(1, n, d, seed=k)) for k, n in enumerate((t, s, s, t))]
+    halves = [to_bf16(some(2, n, d, seed=k)) for k, n in enumerate((t, s, s, t))]
     q, k, v, g = map(from_bf16, halves)
-    g_lse, how = some(1, t, 1, seed=4), {"scale": 0.2, "shift": shift}
+    how: dict[str, Any] = {"scale": 0.2, "shift": shift, "drop": drop}
+    g_lse = some(2, t, 1, seed=4)
     wanted = attention.attend.primitive.impl(np, q, k, v, **how)
     slopes = attention.attend_back.primitive.impl(np, g, g_lse, *wanted, q, k, v, **how)
     with simulating(order=order):
@@ -281,8 +313,9 @@ def every_kernel() -> None:
         fused.convolve_transposed(y, w, size=(5, 67), **how, groups=2)
         fused.convolve_weight(a, y, window=(3, 3), **how, groups=2)
         q, k, z = (cast(some(1, n, 16, seed=n)) for n in (33, 67, 67))
-        out, lse = fused.attend(q, k, z, 0.2, 34)
-        fused.attend_back(q, 0 * lse, out, lse, q, k, z, 0.2, 34)
+        for drop in (None, (0.5, random.key(0))):
+            out, lse = fused.attend(q, k, z, 0.2, 34, drop)
+            fused.attend_back(q, 0 * lse, out, lse, q, k, z, 0.2, 34, drop)
 
 
 @needs_compiler
@@ -464,8 +497,49 @@ def test_a_gpt_learns_on_the_card_as_here(own: bool) -> None:
         assert launched["adamw"] == 4 and launched["add_rows"] == 2  # two groups, two steps
         wanted = {"standardise_back", "gelu_tanh_slope", "surprisal_slope", "dropout_mask"}
         assert wanted <= launched.keys()
+        assert launched["attend"] == launched["attend_back_kv"] == 4  # two layers, two steps
+        assert "softmax_online" not in launched  # nobody writes the weights down
     else:
         assert not launched and "to host" not in copies
+
+
+@needs_compiler
+@pytest.mark.parametrize("groups, launches", [(3, 1), (1, 0)])
+@pytest.mark.parametrize("t", [33, 40])
+def test_attention_drops_the_same_weights_on_the_card(t: int, groups: int, launches: int) -> None:
+    def slopes(device: str) -> list[Any]:
+        layer = nn.MultiHeadAttention(
+            48, 3, n_kv_heads=groups, causal=True, dropout=0.4, key=1
+        ).to(device)
+        x = Tensor(some(2, t, 48), device=device, requires_grad=True)
+        out = layer(x)
+        return [out, *gradients(out, [x], Tensor(some(*out.shape, seed=1), device=device))]
+
+    here = slopes("cpu")
+    with fake_cupy():
+        there = [y.numpy() for y in slopes("cuda")]
+        assert LAUNCHES["attend"] == LAUNCHES["attend_back_q"] == launches
+        assert not LAUNCHES["dropout_mask"]
+    assert all(near(a, b.numpy(), 1e-5) for a, b in zip(there, here))
+
+
+@needs_compiler
+def test_no_matrix_of_weights_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, plain = [], CardArray.__init__
+
+    def noting(self: Any, a: Any) -> None:
+        plain(self, a)
+        sizes.append(self._a.size)
+
+    monkeypatch.setattr(CardArray, "__init__", noting)
+    with fake_cupy():
+        layer = nn.MultiHeadAttention(16, 2, causal=True, dropout=0.2, key=1).to("cuda")
+        x = Tensor(some(1, 201, 16), device="cuda", requires_grad=True)
+        layer(x).sum().backward()
+        assert max(sizes) == 201 * 3 * 16 < 201**2  # queries, keys and values, side by side
+        with switch.own_kernels(False):
+            layer(x).sum().backward()
+        assert max(sizes) >= 2 * 201**2
 
 
 @needs_compiler
@@ -571,6 +645,31 @@ def test_a_step_of_the_trainer_waits_for_two_numbers() -> None:
         copies = dict(COPIES)
     assert copies["waits"] == 2 * 3 and "to host" not in copies  # the loss, and the norm
     assert copies["to device"] <= 2 * 3  # batches to come, from pinned memory
+
+
+@needs_compiler
+@pytest.mark.parametrize("weights", [None, np.arange(1.0, 11, dtype=np.float32)])
+def test_labels_stay_on_the_card(weights: Any) -> None:
+    x, y = some(10, 1, 28, 28), np.arange(10)
+    y[3] = -100
+
+    def run(device: str) -> tuple[list[float], float, dict[str, int]]:
+        model = LeNet5(key=0).to(device)
+        given = None if weights is None else Tensor(weights, device=device)
+        loss = partial(cross_entropy, weight=given)
+        stepper = Stepper(model, loss, AdamW(model.parameters(), lr=1e-3))
+        batches = [(Tensor(x[k::2], device=device), Tensor(y[k::2], device=device)) for k in (0, 1)]
+        losses, running = [stepper.update(batches)], Running([Accuracy()])
+        COPIES.clear()
+        losses += [stepper.update(batches[:1], running), stepper.update(batches)]
+        copies = dict(COPIES)
+        return losses, running.compute("")["accuracy"], copies
+
+    here, right, _ = run("cpu")
+    with fake_cupy():
+        there, found, copies = run("cuda")
+    assert np.allclose(there, here, rtol=1e-4) and found == right
+    assert copies == {"waits": 3 + 4}  # for each batch the count and the loss; once for the hits
 
 
 @needs_compiler
@@ -774,12 +873,14 @@ def test_matmul_on_the_card(rung: str) -> None:
 
 
 @gpu
+@DROPS
 @pytest.mark.parametrize("t, s, d, shift", [*ATTENTIONS, (1000, 1000, 64, 0)])
-def test_attention_on_the_card(t: int, s: int, d: int, shift: int | None) -> None:
+def test_attention_on_the_card(t: int, s: int, d: int, shift: int | None, drop: Any) -> None:
     import cupy
 
     q, k, v, g = some(2, t, d), some(2, s, d, seed=1), some(2, s, d, seed=2), some(2, t, d, seed=3)
-    g_lse, how = some(2, t, 1, seed=4), {"scale": 0.3, "shift": shift}
+    how: dict[str, Any] = {"scale": 0.3, "shift": shift, "drop": drop}
+    g_lse = some(2, t, 1, seed=4)
     wanted = attention.attend.primitive.impl(np, q, k, v, **how)
     found = fused.attend(*map(cupy.asarray, (q, k, v)), **how)
     assert all(near(cupy.asnumpy(a), b, 2e-5) for a, b in zip(found, wanted))
@@ -811,15 +912,16 @@ def test_training_on_the_card_is_training() -> None:
 
 
 @gpu
+@DROPS
 @pytest.mark.parametrize("t, s, d, shift", [*LOW_ATTENTIONS, (1000, 1000, 64, 0)])
 def test_attention_back_on_the_cards_tensor_cores(
-    t: int, s: int, d: int, shift: int | None
+    t: int, s: int, d: int, shift: int | None, drop: Any
 ) -> None:
     import cupy
 
     halves = [to_bf16(some(2, n, d, seed=k)) for k, n in enumerate((t, s, s, t))]
     q, k, v, g = map(from_bf16, halves)
-    how: dict[str, Any] = {"scale": 0.2, "shift": shift}
+    how: dict[str, Any] = {"scale": 0.2, "shift": shift, "drop": drop}
     wanted = attention.attend.primitive.impl(np, q, k, v, **how)
     slopes = attention.attend_back.primitive.impl(np, g, 0 * wanted[1], *wanted, q, k, v, **how)
     *qkv, slope = map(cupy.asarray, halves)

@@ -15,13 +15,13 @@ from ..tensor.backend import Array, namespace
 from ..tensor.random import MULTIPLIERS, STEPS, Key
 
 # %% auto #0
-__all__ = ['STANDARDISE', 'LAYER_NORM', 'NORM', 'LOSS', 'GELU', 'ADAMW', 'FLAT', 'EMBEDDING', 'DROPOUT', 'TILED', 'TILED_TENSOR',
-           'CONVOLUTIONS', 'CONV', 'CONV_TENSOR', 'FLASH_FORWARD', 'FLASH_BACK_Q', 'FLASH_BACK_KV', 'FLASH',
-           'FLASH_TILES', 'ONLINE', 'FLASH_TENSOR', 'TENSOR_BACK_Q', 'TENSOR_BACK_KV', 'FLASH_TENSOR_BACK', 'FAR',
-           'threads_for', 'standardise', 'standardise_back', 'layer_norm', 'layer_norm_back', 'surprisal',
-           'surprisal_slope', 'cross_entropy_', 'grid', 'flat', 'adamw_', 'embedding_back', 'random_words',
-           'share_kept', 'dropout', 'dropout_mask', 'convolved', 'convolve', 'convolve_transposed', 'convolve_weight',
-           'heads_of', 'on_tensor_cores', 'attend', 'attend_back']
+__all__ = ['STANDARDISE', 'LAYER_NORM', 'NORM', 'LOSS', 'GELU', 'ADAMW', 'FLAT', 'EMBEDDING', 'PHILOX', 'ROUNDS', 'DROPOUT',
+           'TILED', 'TILED_TENSOR', 'CONVOLUTIONS', 'CONV', 'CONV_TENSOR', 'STAYING', 'FLASH_FORWARD', 'FLASH_BACK_Q',
+           'FLASH_BACK_KV', 'FLASH', 'FLASH_TILES', 'ONLINE', 'FLASH_TENSOR', 'TENSOR_BACK_Q', 'TENSOR_BACK_KV',
+           'FLASH_TENSOR_BACK', 'FAR', 'threads_for', 'standardise', 'standardise_back', 'layer_norm',
+           'layer_norm_back', 'surprisal', 'surprisal_slope', 'cross_entropy_', 'grid', 'flat', 'adamw_',
+           'embedding_back', 'random_words', 'share_kept', 'dropout', 'dropout_mask', 'convolved', 'convolve',
+           'convolve_transposed', 'convolve_weight', 'heads_of', 'on_tensor_cores', 'keyed', 'attend', 'attend_back']
 
 # %% ../../nbs/27b_kernels.ipynb #99b6540b
 STANDARDISE = r"""
@@ -334,7 +334,7 @@ def embedding_back(ids: Array, g: Array, rows: int) -> Array:
     return out
 
 # %% ../../nbs/27b_kernels.ipynb #4d217ec1
-DROPOUT = Source(r"""
+PHILOX = r"""
 __device__ __forceinline__ void philox(unsigned c[4], unsigned k0, unsigned k1) {
     for (int r = 0; r < 10; r++) {
         unsigned low0 = M0 * c[0], high0 = __umulhi(M0, c[0]);
@@ -343,6 +343,10 @@ __device__ __forceinline__ void philox(unsigned c[4], unsigned k0, unsigned k1) 
         k0 += W0, k1 += W1;
     }
 }
+"""
+ROUNDS = {"M0": f"{MULTIPLIERS[0]}u", "M1": f"{MULTIPLIERS[1]}u",
+          "W0": f"{STEPS[0]}u", "W1": f"{STEPS[1]}u"}  # fmt: skip
+DROPOUT = Source(PHILOX + r"""
 extern "C" __global__ void random_words(unsigned* out, unsigned k0, unsigned k1, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (4 * i >= n) return;
@@ -370,7 +374,7 @@ extern "C" __global__ void dropout(const REAL* x, REAL* y, unsigned k0, unsigned
         put(y + 8 * i + j, half < level ? up(x[8 * i + j]) * factor : 0.0f);
     }
 }
-""", M0=f"{MULTIPLIERS[0]}u", M1=f"{MULTIPLIERS[1]}u", W0=f"{STEPS[0]}u", W1=f"{STEPS[1]}u")
+""", **ROUNDS)
 
 # %% ../../nbs/27b_kernels.ipynb #f6b2f52b
 def random_words(key: Key, n: int, like: Array) -> Array:
@@ -593,7 +597,35 @@ def convolve_weight(
     out = sums[0] if parts == 1 else sums.sum(axis=0)
     return to_bf16(out) if x.dtype == np.uint16 else out
 
-# %% ../../nbs/27b_kernels.ipynb #d3c34c11
+# %% ../../nbs/27b_kernels.ipynb #a9e0db5c
+STAYING = PHILOX + r"""
+// of 65536 halves `share` stay, times `boost`
+#define KEYED unsigned k0, unsigned k1, int share, float boost
+// which of the 8 weights from number `at` on stay: a bit for each
+__device__ __forceinline__ unsigned eight(long long at, unsigned k0, unsigned k1, int share) {
+    unsigned found = 0;
+    int off = at % 8;
+    for (int part = 0; part < (off ? 2 : 1); part++) {
+        unsigned long long n = at / 8 + part;
+        unsigned c[4] = {(unsigned)n, (unsigned)(n >> 32), 0, 0};
+        philox(c, k0, k1);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            found |= (unsigned)(int(c[j / 2] >> 16 * (j % 2) & 0xffff) < share) << (8 * part + j);
+    }
+    return found >> off & 0xff;
+}
+// which of 32; lanes 4r to 4r + 3 ask for the same, and share the work
+__device__ __forceinline__ unsigned thirty_two(long long at, unsigned k0, unsigned k1,
+                                               int share) {
+    int part = threadIdx.x % 4 * 8;
+    unsigned found = eight(at + part, k0, k1, share) << part;
+    found |= __shfl_xor_sync(ALL, found, 1);
+    return found | __shfl_xor_sync(ALL, found, 2);
+}
+"""
+
+# %% ../../nbs/27b_kernels.ipynb #24275e5e
 FLASH_FORWARD = r"""
 #define COLUMNS ((D + 31) / 32)
 #define LINE (D + 1)  // one more, so that 32 keys lie in 32 banks
@@ -614,7 +646,7 @@ __device__ __forceinline__ float dot(const float* x, const float* y) {
 }
 extern "C" __global__ void __launch_bounds__(128) attend(
     const REAL* q, const REAL* k, const REAL* v, REAL* out, float* lse,
-    int t, int s, int shift, float scale) {
+    int t, int s, int shift, float scale, KEYED) {
     extern __shared__ float room[];
     float *qs = room, *ks = qs + 32 * LINE, *vs = ks + 32 * LINE, *ps = vs + 32 * LINE;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * 32;
@@ -629,6 +661,8 @@ extern "C" __global__ void __launch_bounds__(128) attend(
         rows_in(ks, k, start, s, 1.0f);
         rows_in(vs, v, start, s, 1.0f);
         __syncthreads();
+        long long mine = (head * t + first + 8 * warp + lane / 4) * s + start;
+        unsigned bits = DROP ? thirty_two(mine, k0, k1, share) : 0;
         for (int i = 0; i < 8; i++) {
             int row = first + 8 * warp + i, key = start + lane;
             bool seen = key < s && key <= row + shift;
@@ -637,7 +671,8 @@ extern "C" __global__ void __launch_bounds__(128) attend(
             float p = seen ? expf(z - larger) : 0.0f;
             sum[i] = sum[i] * old + warp_sum(p), top[i] = larger;
             for (int c = 0; c < COLUMNS; c++) acc[i][c] *= old;
-            ps[(8 * warp + i) * 32 + lane] = p;
+            bool stays = !DROP || __shfl_sync(ALL, bits, 4 * i) >> lane & 1;
+            ps[(8 * warp + i) * 32 + lane] = stays ? p : 0.0f;
         }
         __syncwarp();
         for (int j = 0; j < 32; j++)
@@ -651,7 +686,8 @@ extern "C" __global__ void __launch_bounds__(128) attend(
         float total = sum[i] > 0.0f ? sum[i] : 1.0f;
         if (row >= t) continue;
         for (int c = 0; c < COLUMNS; c++)
-            if (lane + 32 * c < D) put(out + (long long)row * D + lane + 32 * c, acc[i][c] / total);
+            if (lane + 32 * c < D)
+                put(out + (long long)row * D + lane + 32 * c, acc[i][c] * boost / total);
         if (lane == 0) lse[row] = sum[i] > 0.0f ? top[i] + logf(total) : 0.0f;
     }
 }
@@ -672,7 +708,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_level(
 }
 extern "C" __global__ void __launch_bounds__(128) attend_back_q(
     const REAL* g, const REAL* q, const REAL* k, const REAL* v, const float* lse,
-    const float* level, REAL* dq, int t, int s, int shift, float scale) {
+    const float* level, REAL* dq, int t, int s, int shift, float scale, KEYED) {
     extern __shared__ float room[];
     float *qs = room, *gs = qs + 32 * LINE, *ks = gs + 32 * LINE, *vs = ks + 32 * LINE;
     float* zs = vs + 32 * LINE;
@@ -689,12 +725,16 @@ extern "C" __global__ void __launch_bounds__(128) attend_back_q(
         rows_in(ks, k, start, s, 1.0f);
         rows_in(vs, v, start, s, 1.0f);
         __syncthreads();
+        long long mine = (head * t + first + 8 * warp + lane / 4) * s + start;
+        unsigned bits = DROP ? thirty_two(mine, k0, k1, share) : 0;
         for (int i = 0; i < 8; i++) {
             int at = 8 * warp + i, row = first + at, key = start + lane;
+            bool stays = !DROP || __shfl_sync(ALL, bits, 4 * i) >> lane & 1;
             float dz = 0.0f;
             if (row < t && key < s && key <= row + shift) {
                 float p = expf(dot(qs + at * LINE, ks + lane * LINE) - lse[row]);
-                dz = p * (dot(gs + at * LINE, vs + lane * LINE) - level[row]);
+                float pull = stays ? dot(gs + at * LINE, vs + lane * LINE) * boost : 0.0f;
+                dz = p * (pull - level[row]);
             }
             zs[at * 32 + lane] = dz;
         }
@@ -717,7 +757,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_back_q(
 FLASH_BACK_KV = r"""
 extern "C" __global__ void __launch_bounds__(128, 4) attend_back_kv(
     const REAL* g, const REAL* q, const REAL* k, const REAL* v, const float* lse,
-    const float* level, REAL* dk, REAL* dv, int t, int s, int shift, float scale) {
+    const float* level, REAL* dk, REAL* dv, int t, int s, int shift, float scale, KEYED) {
     extern __shared__ float room[];
     float *qs = room, *gs = qs + 32 * LINE, *ks = gs + 32 * LINE, *vs = ks + 32 * LINE;
     float *zs = vs + 32 * LINE, *ps = zs + 1024;
@@ -734,12 +774,17 @@ extern "C" __global__ void __launch_bounds__(128, 4) attend_back_kv(
         rows_in(qs, q, start, t, scale);
         rows_in(gs, g, start, t, 1.0f);
         __syncthreads();
+        long long mine = (head * t + start + lane) * s + first + 8 * warp;
+        unsigned bits = DROP ? eight(mine, k0, k1, share) : ALL;
         for (int i = 0; i < 8; i++) {
             int at = 8 * warp + i, key = first + at, row = start + lane;
             float p = 0.0f, dz = 0.0f;
             if (row < t && key < s && key <= row + shift) {
                 p = expf(dot(ks + at * LINE, qs + lane * LINE) - lse[row]);
-                dz = p * (dot(vs + at * LINE, gs + lane * LINE) - level[row]);
+                bool stays = bits >> i & 1;
+                float pull = stays ? dot(vs + at * LINE, gs + lane * LINE) * boost : 0.0f;
+                dz = p * (pull - level[row]);
+                p = stays ? p * boost : 0.0f;
             }
             zs[at * 32 + lane] = dz, ps[at * 32 + lane] = p;
         }
@@ -764,10 +809,10 @@ extern "C" __global__ void __launch_bounds__(128, 4) attend_back_kv(
         }
 }
 """
-FLASH = Source(FLASH_FORWARD + FLASH_BACK_Q + FLASH_BACK_KV, D=64)
+FLASH = Source(STAYING + FLASH_FORWARD + FLASH_BACK_Q + FLASH_BACK_KV, D=64, DROP=0, **ROUNDS)
 
 # %% ../../nbs/27b_kernels.ipynb #d983de2d
-FLASH_TILES = TENSOR_CORES + r"""
+FLASH_TILES = TENSOR_CORES + STAYING + r"""
 #define ROW (D + 8)
 #define TILE (64 * ROW)
 #define LOG2E 1.4426950408889634f
@@ -862,9 +907,22 @@ __device__ __forceinline__ void online(float z[8][4], float acc[D / 8][4], float
 
 # %% ../../nbs/27b_kernels.ipynb #b501f32b
 FLASH_TENSOR = Source(FLASH_TILES + ONLINE + r"""
+__device__ __forceinline__ void thin(float z[8][4], long long at, int s, unsigned k0,
+                                     unsigned k1, int share) {
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            unsigned bits = thirty_two(at + 8ll * h * s + 32 * half, k0, k1, share);
+            bits >>= threadIdx.x % 4 * 2;
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (!(bits >> (i / 2 * 8 + i % 2) & 1)) z[4 * half + i / 2][2 * h + i % 2] = 0.0f;
+        }
+}
 extern "C" __global__ void __launch_bounds__(128) attend_tensor(
     const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse,
-    int t, int s, int shift, float scale) {
+    int t, int s, int shift, float scale, KEYED) {
     extern __shared__ __align__(16) bf16 tiles[];
     bf16 *ks = tiles, *vs = tiles + 2 * TILE;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -895,7 +953,9 @@ extern "C" __global__ void __launch_bounds__(128) attend_tensor(
 #pragma unroll
         for (int j = 0; j < 8; j += 2) with_rows(z + j, u, ks + half * TILE + 8 * j * ROW);
         bool edge = start + 64 > s || start + 63 > first + 16 * warp + shift;
-        online(z, acc, top, sum, start, first + 16 * warp + lane / 4, s, shift, edge, scale);
+        int row = first + 16 * warp + lane / 4;
+        online(z, acc, top, sum, start, row, s, shift, edge, scale);
+        if (DROP) thin(z, (head * t + row) * s + start, s, k0, k1, share);
 #pragma unroll
         for (int j = 0; j < 8; j += 2) weigh(acc, z + j, vs + half * TILE + 8 * j * ROW);
     }
@@ -905,19 +965,19 @@ extern "C" __global__ void __launch_bounds__(128) attend_tensor(
         int row = first + 16 * warp + lane / 4 + 8 * h;
         sum[h] += __shfl_xor_sync(ALL, sum[h], 1);
         sum[h] += __shfl_xor_sync(ALL, sum[h], 2);
-        factor[h] = sum[h] > 0.0f ? 1.0f / sum[h] : 0.0f;
+        factor[h] = sum[h] > 0.0f ? boost / sum[h] : 0.0f;
         if (lane % 4 == 0 && row < t)
             lse[row] = sum[h] > 0.0f ? (top[h] + log2f(sum[h])) / LOG2E : 0.0f;
     }
     rows_out(out, acc, first, t, factor[0], factor[1]);
 }
-""", EVEN=1, D=64)
+""", EVEN=1, D=64, DROP=0, **ROUNDS)
 
 # %% ../../nbs/27b_kernels.ipynb #1de96277
 TENSOR_BACK_Q = r"""
 extern "C" __global__ void __launch_bounds__(128) attend_back_q_tensor(
     const bf16* g, const bf16* q, const bf16* k, const bf16* v, const float* lse,
-    const float* level, bf16* dq, int t, int s, int shift, float scale) {
+    const float* level, bf16* dq, int t, int s, int shift, float scale, KEYED) {
     extern __shared__ __align__(16) bf16 tiles[];
     bf16 *ks = tiles, *vs = tiles + 2 * TILE;
     int first = (gridDim.x - 1 - blockIdx.x) * 64, half = 0;
@@ -952,7 +1012,11 @@ extern "C" __global__ void __launch_bounds__(128) attend_back_q_tensor(
             tile_in(vs + (half ^ 1) * TILE, v, start + 64, s);
             copy_commit();
         }
+        unsigned bits[2] = {};
         for (int j = 0; j < 64; j += 16) {
+            long long mine = (head * t + row) * s + start + j;
+            for (int h = 0; h < 2 && DROP && j % 32 == 0; h++)
+                bits[h] = thirty_two(mine + 8ll * h * s, k0, k1, share);
             float z[2][4] = {}, dz[2][4] = {};
             with_rows(z, u, ks + half * TILE + j * ROW);
             with_rows(dz, w, vs + half * TILE + j * ROW);
@@ -963,7 +1027,8 @@ extern "C" __global__ void __launch_bounds__(128) attend_back_q_tensor(
                     int key = start + j + 8 * i + col + e % 2, h = e / 2;
                     bool seen = key < s && key <= row + 8 * h + shift;
                     float p = seen ? exp2f(z[i][e] * scale * LOG2E - total[h]) : 0.0f;
-                    dz[i][e] = p * (dz[i][e] - even[h]);
+                    bool stays = !DROP || bits[h] >> (j % 32 + 8 * i + col + e % 2) & 1;
+                    dz[i][e] = p * ((stays ? dz[i][e] * boost : 0.0f) - even[h]);
                 }
             weigh(acc, dz, ks + half * TILE + j * ROW);
         }
@@ -976,7 +1041,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_back_q_tensor(
 TENSOR_BACK_KV = r"""
 extern "C" __global__ void __launch_bounds__(128) attend_back_kv_tensor(
     const bf16* g, const bf16* q, const bf16* k, const bf16* v, const float* lse,
-    const float* level, bf16* dk, bf16* dv, int t, int s, int shift, float scale) {
+    const float* level, bf16* dk, bf16* dv, int t, int s, int shift, float scale, KEYED) {
     extern __shared__ __align__(16) bf16 tiles[];
     __shared__ float total[2][64], even[2][64];
     bf16 *qs = tiles, *gs = tiles + 2 * TILE;
@@ -1010,6 +1075,9 @@ extern "C" __global__ void __launch_bounds__(128) attend_back_kv_tensor(
             float z[2][4] = {}, dz[2][4] = {};
             with_rows(z, u, qs + half * TILE + j * ROW);
             with_rows(dz, w, gs + half * TILE + j * ROW);
+            int lane = threadIdx.x % 32, group = first + threadIdx.x / 32 * 16 + lane / 16 * 8;
+            long long mine = (head * t + start + j + lane % 16) * s + group;
+            unsigned bits = DROP ? eight(mine, k0, k1, share) : 0;  // of a query, for 8 keys
 #pragma unroll
             for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -1018,17 +1086,21 @@ extern "C" __global__ void __launch_bounds__(128) attend_back_kv_tensor(
                     bool seen = seer < t && asked < s && asked <= seer + shift;
                     float x = (z[i][e] * scale - total[half][at]) * LOG2E;
                     z[i][e] = seen ? exp2f(x) : 0.0f;
-                    dz[i][e] = z[i][e] * (dz[i][e] - even[half][at]);
+                    int from = at - j + e / 2 * 16;
+                    bool stays = !DROP || __shfl_sync(ALL, bits, from) >> lane / 4 & 1;
+                    dz[i][e] = z[i][e] * ((stays ? dz[i][e] * boost : 0.0f) - even[half][at]);
+                    z[i][e] = stays ? z[i][e] : 0.0f;
                 }
             weigh(to_v, z, gs + half * TILE + j * ROW);
             weigh(to_k, dz, qs + half * TILE + j * ROW);
         }
     }
     rows_out(dk, to_k, first, s, scale, scale);
-    rows_out(dv, to_v, first, s, 1.0f, 1.0f);
+    rows_out(dv, to_v, first, s, boost, boost);
 }
 """
-FLASH_TENSOR_BACK = Source(FLASH_TILES + TENSOR_BACK_Q + TENSOR_BACK_KV, EVEN=1, D=64)
+FLASH_TENSOR_BACK = Source(FLASH_TILES + TENSOR_BACK_Q + TENSOR_BACK_KV,
+                           EVEN=1, D=64, DROP=0, **ROUNDS)
 
 # %% ../../nbs/27b_kernels.ipynb #4f9bc04f
 FAR = 2**29  # a shift that lets every query see every key
@@ -1050,38 +1122,46 @@ def on_tensor_cores(*arrays: Array) -> bool:
     return alike and bool(even(*arrays))
 
 
+def keyed(drop: tuple[float, Key] | None) -> tuple[Any, ...]:
+    "What `KEYED` is, in a kernel: the words of a key, and the share that is kept, and its factor."
+    if drop is None:
+        return np.uint32(0), np.uint32(0), 0, 1.0
+    return (*map(np.uint32, drop[1].state()), *share_kept(drop[0]))
+
+
 def attend(
-    q: Array, k: Array, v: Array, scale: float, shift: int | None
-) -> tuple[Array, Array]:
+    q: Array, k: Array, v: Array, scale: float, shift: int | None,
+    drop: tuple[float, Key] | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
     "As the primitive `attend` without masks: (..., T, D), (..., S, D) -> (..., T, D), (..., T, 1)."
     xp, heads, (t, d), s = namespace(q, k, v), heads_of(q, k, v), q.shape[-2:], k.shape[-2]
     out, lse = xp.empty_like(q), xp.empty((*q.shape[:-1], 1), np.float32)
-    far = FAR if shift is None else shift
+    far, how = FAR if shift is None else shift, {"D": d, "DROP": int(drop is not None)}
     if on_tensor_cores(q, k, v):
         factor = scale * math.log2(math.e)
-        args = (q, k, v, out, lse, t, s, far, factor)
+        args = (q, k, v, out, lse, t, s, far, factor, *keyed(drop))
         FLASH_TENSOR("attend_tensor", (-(-t // 64), heads), 128, *args,
-                     shared=4 * 64 * (d + 8) * 2, D=d)  # fmt: skip
+                     shared=4 * 64 * (d + 8) * 2, **how)  # fmt: skip
     else:
-        args = (q, k, v, out, lse, t, s, far, float(scale))
+        args = (q, k, v, out, lse, t, s, far, float(scale), *keyed(drop))
         FLASH("attend", (-(-t // 32), heads), 128, *args, shared=4 * (96 * (d + 1) + 1024),
-              D=d, REAL=kind_of(q))  # fmt: skip
+              REAL=kind_of(q), **how)  # fmt: skip
     return out, lse
 
 # %% ../../nbs/27b_kernels.ipynb #26080048
 def attend_back(
     g: Array, g_lse: Array, out: Array, lse: Array, q: Array, k: Array, v: Array,
-    scale: float, shift: int | None,
+    scale: float, shift: int | None, drop: tuple[float, Key] | None = None,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     "The cotangents of q, k and v, given those of the two results of `attend`, and the results."
     xp, heads, (t, d), s = namespace(q, k, v), heads_of(q, k, v, g), q.shape[-2:], k.shape[-2]
     dq, dk, dv, level = xp.empty_like(q), xp.empty_like(k), xp.empty_like(v), xp.empty_like(lse)
-    how: dict[str, Any] = {"D": d, "REAL": kind_of(q)}
+    how: dict[str, Any] = {"D": d, "REAL": kind_of(q), "DROP": int(drop is not None)}
     FLASH("attend_level", (-(-heads * t // 4),), 128, g, out, g_lse, level, heads * t, **how)
-    end = (t, s, FAR if shift is None else shift, float(scale))
+    end = (t, s, FAR if shift is None else shift, float(scale), *keyed(drop))
     args = (g, q, k, v, lse, level)
     if on_tensor_cores(*args[:4]):
-        how = {"shared": 4 * 64 * (d + 8) * 2, "D": d}
+        how = {"shared": 4 * 64 * (d + 8) * 2, "D": d, "DROP": how["DROP"]}
         for name, n, found in (("q", t, (dq,)), ("kv", s, (dk, dv))):
             FLASH_TENSOR_BACK(f"attend_back_{name}_tensor", (-(-n // 64), heads), 128, *args,
                               *found, *end, **how)  # fmt: skip

@@ -186,22 +186,20 @@ def one_lead(*arrays: Array) -> bool:
 
 
 @replace(attention.attend)
-def _attend(q: Array, k: Array, v: Array, *mask: Array, scale: float, shift: int | None) -> Any:
+def _attend(q: Array, k: Array, v: Array, *mask: Array, **how: Any) -> Any:
     if mask or not one_lead(q, k, v):
         return NotImplemented
-    q, k, v = tight(q, k, v)
-    return fused.attend(q, k, v, scale, shift)
+    return fused.attend(*tight(q, k, v), **how)
 
 
 @replace(attention.attend_back)
 def _attend_back(
     g: Array, g_lse: Array, out: Array, lse: Array, q: Array, k: Array, v: Array, *mask: Array,
-    scale: float, shift: int | None,
+    **how: Any,
 ) -> Any:  # fmt: skip
     if mask or not (one_lead(g, out, q, k, v) and filled(g_lse) and filled(lse)):
         return NotImplemented
-    g, g_lse, out, lse, q, k, v = tight(g, g_lse, out, lse, q, k, v)
-    return fused.attend_back(g, g_lse, out, lse, q, k, v, scale, shift)
+    return fused.attend_back(*tight(g, g_lse, out, lse, q, k, v), **how)
 
 # %% ../../nbs/27b_kernels.ipynb #9b8aede1
 @wraps(norm.kept)

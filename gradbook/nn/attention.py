@@ -16,15 +16,16 @@ import numpy as np
 from .init import as_key
 from .linear import Linear, linear, whole
 from .module import Module
-from .norm import Dropout, dropout, wide
+from .norm import Dropout, check_share, dropout, kept, survivors, wide
 from ..tensor import random
-from ..tensor.backend import Device, namespace, to_numpy
+from ..tensor.backend import Device, device_of, namespace, to_numpy
 from gradbook.tensor.core import (
     FLOATS,
     GraphError,
     Primitive,
     Tensor,
     as_tensor,
+    bind,
     exp,
     floats,
     gradients,
@@ -55,12 +56,13 @@ from gradbook.tensor.transforms import (
 )
 
 # %% auto #0
-__all__ = ['LOW', 'BLOCK', 'AttentionError', 'causal_mask', 'padding_mask', 'alike', 'common_shape', 'check_sizes', 'as_mask',
-           'allowed', 'attention_weights', 'blocks', 'tiles', 'scores_of', 'attend', 'folded', 'attend_back',
-           'weights_again', 'pulled', 'pushed', 'by_queries', 'attend_vjp', 'attend_jvp', 'back_vjp', 'back_jvp',
-           'batched_attention', 'grouped', 'scaled_dot_product_attention', 'check_base', 'rotary', 'with_room',
-           'KVCache', 'check_input', 'check_mask', 'by_heads', 'side_by_side', 'Heads', 'Projected',
-           'MultiHeadAttention', 'LeakError', 'influence', 'check_causal']
+__all__ = ['LOW', 'BLOCK', 'Drop', 'thin', 'AttentionError', 'causal_mask', 'padding_mask', 'alike', 'common_shape',
+           'check_sizes', 'as_mask', 'allowed', 'attention_weights', 'blocks', 'tiles', 'scores_of', 'staying',
+           'attend', 'folded', 'attend_back', 'weights_again', 'factors', 'thinned', 'pulled', 'pushed', 'by_queries',
+           'attend_vjp', 'attend_jvp', 'back_vjp', 'back_jvp', 'batched_attention', 'grouped',
+           'scaled_dot_product_attention', 'check_base', 'rotary', 'with_room', 'KVCache', 'check_input', 'check_mask',
+           'by_heads', 'side_by_side', 'Heads', 'Projected', 'MultiHeadAttention', 'LeakError', 'influence',
+           'check_causal']
 
 # %% ../../nbs/21_attention.ipynb #1e124506
 class AttentionError(ValueError):
@@ -197,20 +199,33 @@ def scores_of(
     return z
 
 # %% ../../nbs/21_attention.ipynb #2fe47172
+Drop = tuple[float, Key] | None  # which share of the weights is dropped, and by which key
+
+
+def staying(q: Any, k: Any, drop: Drop) -> tuple[Any, float]:
+    "Which weights stay, booleans (..., T, S) or None, and what they are multiplied by."
+    if drop is None:
+        return None, 1.0
+    lead, (p, key) = np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), drop
+    return survivors(key, p, (*lead, q.shape[-2], k.shape[-2]), device_of(q))
+
+
 @primitive(casts=True)
 def attend(
-    xp: Any, q: Any, k: Any, v: Any, *mask: Any, scale: float, shift: int | None
+    xp: Any, q: Any, k: Any, v: Any, *mask: Any, scale: float, shift: int | None, drop: Drop = None
 ) -> Any:
     """Means of the values, weighted by softmax(scale * q @ k.mT), and the logarithms of its sums.
 
     (..., T, D), (..., S, D), (..., S, E) -> (..., T, E), (..., T, 1). Query i sees the keys up to
-    i + shift; None: all. A mask has booleans, True for a key that may be looked at.
+    i + shift; None: all. A mask has booleans, True for a key that may be looked at. `drop`: which
+    share of the weights is dropped, and a key.
     """
     dtype, (q, k, v) = q.dtype, (wide(floats(x)) for x in (q, k, v))
     lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     t, q = q.shape[-2], q * scale
     out = xp.zeros((*lead, t, v.shape[-1]), dtype=q.dtype)
     lse = xp.zeros((*lead, t, 1), dtype=q.dtype)
+    stay, factor = staying(q, k, drop)
     for rows, parts in tiles(lead, t, k.shape[-2], shift):
         total = acc = safe = xp.zeros((1, 1), dtype=q.dtype)
         top = total - math.inf
@@ -220,11 +235,15 @@ def attend(
             safe = xp.where(new > -math.inf, new, 0.0).astype(z.dtype)
             e, old = xp.exp(xp.subtract(z, safe, out=z), out=z), xp.exp(top - safe)
             total = total * old + row_sums(e, -1)
+            if drop:
+                e *= stay[..., rows, columns]
             acc = acc * old + xp.matmul(e, v[..., columns, :])
             top = new
         total = xp.where(total > 0, total, 1.0).astype(q.dtype)
         out[..., rows, :] = acc / total
         lse[..., rows, :] = safe + xp.log(total)
+    if drop:
+        out *= factor
     return out.astype(dtype if dtype in FLOATS else out.dtype, copy=False), lse
 
 # %% ../../nbs/21_attention.ipynb #7ed1858f
@@ -238,13 +257,14 @@ def folded(d: Any, shape: tuple[int, ...]) -> Any:
 @primitive(casts=True)
 def attend_back(
     xp: Any, g: Any, g_lse: Any, out: Any, lse: Any, q: Any, k: Any, v: Any, *mask: Any,
-    scale: float, shift: int | None,
+    scale: float, shift: int | None, drop: Drop = None,
 ) -> Any:
     "The cotangents of q, k and v, given those of the two results of `attend`, and the results."
     dtypes = [x.dtype for x in (q, k, v)]
     g, out, q, k, v = (wide(x) for x in (g, out, q, k, v))
     dq, dk, dv = xp.zeros_like(q), xp.zeros_like(k), xp.zeros_like(v)
     q = q * scale
+    stay, factor = staying(q, k, drop)
     for rows, parts in tiles(lse.shape[:-2], q.shape[-2], k.shape[-2], shift):
         gi, qi = g[..., rows, :], q[..., rows, :]
         level = row_sums(gi * out[..., rows, :], -1) - g_lse[..., rows, :]
@@ -253,10 +273,13 @@ def attend_back(
             p = scores_of(xp, q, k, mask, rows, columns, shift)
             p -= lse[..., rows, :]
             p = xp.exp(p, out=p)
-            dv[..., columns, :] += folded(xp.matmul(p.swapaxes(-1, -2), gi), vj.shape)
             dz = xp.matmul(gi, vj.swapaxes(-1, -2))
+            share = stay[..., rows, columns] * p.dtype.type(factor) if drop else None
+            dz = dz if share is None else xp.multiply(dz, share, out=dz)
             dz -= level
             dz *= p
+            p = p if share is None else xp.multiply(p, share, out=p)
+            dv[..., columns, :] += folded(xp.matmul(p.swapaxes(-1, -2), gi), vj.shape)
             dq[..., rows, :] += folded(xp.matmul(dz, kj), qi.shape)
             dk[..., columns, :] += folded(xp.matmul(dz.swapaxes(-1, -2), qi), kj.shape)
     dq *= scale
@@ -268,8 +291,23 @@ def weights_again(
 ) -> Tensor:
     "The weights, from the logarithms of their sums."
     z = scale * matmul(q, swapped(k)) - lse
-    ok = allowed(q, k, mask, shift)
+    ok = allowed(q, k, tuple(m for m in mask if m.dtype.kind == "b"), shift)
     return cast(Tensor, exp(z if ok is None else where(ok, z, LOW)))
+
+
+def factors(q: Tensor, k: Tensor, drop: Drop) -> tuple[Tensor, ...]:
+    "What dropout multiplies the weights by, to stand beside the masks; none without it."
+    if drop is None:
+        return ()
+    lead, (p, key) = np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), drop
+    return (kept(key, p, (*lead, q.shape[-2], k.shape[-2]), q),)
+
+
+def thinned(x: Tensor, mask: tuple[Any, ...]) -> Tensor:
+    "Numbers of weights, times the `factors` if they are among the masks: those are floats."
+    for m in mask:
+        x = x * m if m.dtype.kind == "f" else x
+    return x
 
 
 def pulled(
@@ -278,11 +316,12 @@ def pulled(
 ) -> tuple[Tensor, ...]:
     "What `attend_back` computes, in elementary operations."
     p = weights_again(q, k, lse, mask, scale, shift)
-    dz = p * (matmul(g, swapped(v)) - (g * out).sum(axis=-1, keepdims=True) + g_lse)
+    dp = thinned(matmul(g, swapped(v)), mask)
+    dz = p * (dp - (g * out).sum(axis=-1, keepdims=True) + g_lse)
     return (
         unbroadcast(scale * matmul(dz, k), q),
         unbroadcast(scale * matmul(swapped(dz), q), k),
-        unbroadcast(matmul(swapped(p), g), v),
+        unbroadcast(matmul(swapped(thinned(p, mask)), g), v),
     )
 
 
@@ -294,7 +333,8 @@ def pushed(
     p = weights_again(q, k, lse, mask, scale, shift)
     tz = scale * (matmul(tq, swapped(k)) + matmul(q, swapped(tk)))
     t_lse = (p * tz).sum(axis=-1, keepdims=True)
-    return matmul(p * (tz - t_lse), v) + matmul(p, tv), t_lse
+    moved, p = thinned(p * (tz - t_lse), mask), thinned(p, mask)
+    return matmul(moved, v) + matmul(p, tv), t_lse
 
 # %% ../../nbs/21_attention.ipynb #e628fc24
 def by_queries(
@@ -323,15 +363,19 @@ def attend_vjp(g: Any, out: Any, q: Tensor, k: Tensor, v: Tensor, *mask: Any, **
     return (*attend_back(*g, *out, q, k, v, *mask, **how), *(None for _ in mask))
 
 
-def attend_jvp(ts: Any, out: Any, q: Tensor, k: Tensor, v: Tensor, *mask: Any, **how: Any) -> Any:
+def attend_jvp(
+    ts: Any, out: Any, q: Tensor, k: Tensor, v: Tensor, *mask: Any, drop: Drop = None, **how: Any
+) -> Any:
     "Forwards: `pushed`, a few queries at a time."
+    mask = (*mask, *factors(q, k, drop))
     tq, tk, tv = (filled(x, 0) if t is None else t for t, x in zip(ts, (q, k, v)))
     return by_queries(pushed, (tq, q, out[1]), (tk, tv, k, v), mask, 2, **how)
 
 # %% ../../nbs/21_attention.ipynb #57477877
-def back_vjp(h: Any, out: Any, *inputs: Any, **how: Any) -> Any:
+def back_vjp(h: Any, out: Any, *inputs: Any, drop: Drop = None, **how: Any) -> Any:
     "Backwards through `attend_back`."
-    xs, mask = inputs[:7], inputs[7:]  # g, g_lse, out, lse, q; k, v
+    xs = inputs[:7]  # g, g_lse, out, lse, q; k, v
+    mask = (*inputs[7:], *factors(xs[4], xs[5], drop))
 
     def rule(hq: Tensor, *parts: Any, **own: Any) -> Any:
         few, (hk, hv, k, v), here = parts[:5], parts[5:9], parts[9:]
@@ -339,12 +383,13 @@ def back_vjp(h: Any, out: Any, *inputs: Any, **how: Any) -> Any:
         return back((hq, hk, hv))
 
     found = by_queries(rule, (h[0], *xs[:5]), (*h[1:], *xs[5:]), mask, 5, **how)
-    return (*found, *(None for _ in mask))
+    return (*found, *(None for _ in inputs[7:]))
 
 
-def back_jvp(ts: Any, out: Any, *inputs: Any, **how: Any) -> Any:
+def back_jvp(ts: Any, out: Any, *inputs: Any, drop: Drop = None, **how: Any) -> Any:
     "Forwards through `attend_back`."
-    xs, mask = inputs[:7], inputs[7:]
+    xs = inputs[:7]
+    mask = (*inputs[7:], *factors(xs[4], xs[5], drop))
     ts = [filled(x, 0) if t is None else t for t, x in zip(ts, xs)]
 
     def rule(*parts: Any, **own: Any) -> Any:
@@ -357,7 +402,11 @@ def back_jvp(ts: Any, out: Any, *inputs: Any, **how: Any) -> Any:
 # %% ../../nbs/21_attention.ipynb #e2defbf3
 def batched_attention(primitive: Primitive, values: Values, mapped: Mapped, params: Params) -> Any:
     "What `vmap` does: one more axis on the left, for all inputs."
-    return aligned(primitive, everywhere(values, mapped), (True,) * len(values), params)
+    values = everywhere(values, mapped)
+    if params.get("drop") is None:
+        return aligned(primitive, values, (True,) * len(values), params)
+    each = [bind(primitive, tuple(x[i] for x in values), params) for i in range(len(values[0]))]
+    return tuple(stack(parts) for parts in zip(*each))
 
 
 attend.def_vjp_all(attend_vjp)
@@ -371,6 +420,9 @@ for more, shift in ((), None), ((), 1), ((np.eye(3, 5, 2, dtype=bool),), 3):
     attend.example((3, 4), (5, 4), (5, 2), *more, **how)
     attend_back.example((3, 2), (3, 1), (3, 2), (3, 1), (3, 4), (5, 4), (5, 2), *more, **how)
 attend.example((2, 3, 3, 4), (2, 1, 5, 4), (2, 1, 5, 2), scale=0.5, shift=2)
+thin: dict[str, Any] = {"scale": 0.7, "shift": 2, "drop": (0.4, random.key(0))}
+attend.example((2, 3, 4), (2, 5, 4), (2, 5, 4), **thin)
+attend_back.example(*[(3, 4), (3, 1)] * 2, (3, 4), (5, 4), (5, 4), **thin)
 
 # %% ../../nbs/21_attention.ipynb #f4f339df
 def grouped(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Any, ...]:
@@ -402,8 +454,9 @@ def scaled_dot_product_attention(
     `attn_mask`, (..., T, S) or what broadcasts to it: True where a query may look, or floats to
     add. `is_causal`: the last query sees all keys, the one before it all but the last, and so on.
     A query that may look nowhere gives zeros. `scale` is 1 / sqrt(D) unless given. `enable_gqa`:
-    heads, on axis -3, share keys and values in groups. Dropout and floats in the mask take the
-    whole matrix into memory. The result has the common dtype of the three. Raises AttentionError.
+    heads, on axis -3, share keys and values in groups. `dropout_p` of the weights are dropped, as
+    `dropout_key` says. Floats in the mask take the whole matrix into memory. The result has the
+    common dtype of the three. Raises AttentionError.
     """
     q, k, v = alike(query, key, value)
     if enable_gqa:
@@ -411,16 +464,16 @@ def scaled_dot_product_attention(
     check_sizes(q, k, v)
     mask = () if attn_mask is None else (as_mask(attn_mask, q, k),)
     scale = max(1, q.shape[-1]) ** -0.5 if scale is None else float(scale)
-    if dropout_p or (mask and mask[0].dtype.kind == "f"):
-        p = attention_weights(q, k, mask[0] if mask else None, is_causal, scale)
-        if dropout_p:
-            if dropout_key is None:
-                raise AttentionError(f"attention: dropout_p={dropout_p} needs a dropout_key")
-            p = dropout(p, dropout_p, key=dropout_key)
-        out = matmul(p, v)
+    check_share("attention", dropout_p)
+    if dropout_p and dropout_key is None:
+        raise AttentionError(f"attention: dropout_p={dropout_p} needs a dropout_key")
+    drop = (float(dropout_p), dropout_key) if dropout_p and dropout_key else None
+    if mask and mask[0].dtype.kind == "f":
+        p = attention_weights(q, k, mask[0], is_causal, scale)
+        out = matmul(p if drop is None else dropout(p, drop[0], key=drop[1]), v)
     else:
         shift = k.shape[-2] - q.shape[-2] if is_causal else None
-        out = attend(q, k, v, *mask, scale=scale, shift=shift)[0]
+        out = attend(q, k, v, *mask, scale=scale, shift=shift, drop=drop)[0]
     if enable_gqa:
         out = reshape(out, shape=(*out.shape[:-4], *heads, *out.shape[-2:]))
     return out
@@ -661,14 +714,12 @@ class MultiHeadAttention(Projected):
     def looked(self, q: Tensor, k: Tensor, v: Tensor, mask: Any, causal: bool) -> Tensor:
         "Queries, keys and values by heads -> the output, (batch, T, dim)."
         check_mask(mask)
-        if self.dropout is not None and self.training:
-            p = self.dropout(self.weights_of(q, k, mask, causal))
-            group = self.n_heads // self.n_kv_heads
-            y = matmul(p, repeat(v, group, axis=1) if group > 1 else v)
-        else:
-            y = scaled_dot_product_attention(
-                q, k, v, mask, is_causal=causal, enable_gqa=self.n_heads != self.n_kv_heads
-            )
+        drop: dict[str, Any] = {}
+        if self.dropout is not None and self.training and (key := self.dropout.next_key()):
+            drop = {"dropout_p": self.dropout.p, "dropout_key": key}
+        y = scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal, enable_gqa=self.n_heads != self.n_kv_heads, **drop
+        )
         out: Tensor = self.out_proj(side_by_side(y))
         return out
 

@@ -38,8 +38,8 @@ __all__ = ['CACHE', 'standardised', 'totals', 'averages', 'standardise', 'wide',
            'per_channel', 'last_axes', 'normal_shape', 'layer_norm', 'rms_norm', 'group_norm', 'learned', 'LayerNorm',
            'RMSNorm', 'GroupNorm', 'check_channels', 'follow', 'by_running', 'values_per_channel', 'by_batch',
            'channels_first', 'channel_rows', 'as_images', 'some_channels', 'by_channel', 'dots', 'norm_channels',
-           'channel_terms', 'norm_channels_back', 'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'kept',
-           'dropout', 'masked', 'check_share', 'Dropout', 'Dropout2d']
+           'channel_terms', 'norm_channels_back', 'batch_norm', 'BatchNorm', 'BatchNorm1d', 'BatchNorm2d', 'survivors',
+           'kept', 'dropout', 'masked', 'check_share', 'Dropout', 'Dropout2d']
 
 # %% ../../nbs/16_norm.ipynb #a740e296
 def standardised(
@@ -565,13 +565,20 @@ class BatchNorm2d(BatchNorm):
     axes = (4,)
 
 # %% ../../nbs/16_norm.ipynb #79e17e1c
-def kept(key: Key, p: float, shape: tuple[int, ...], x: Tensor) -> Tensor:
-    "0 with probability `p`, to 2**-16, and otherwise what makes the mean exactly 1."
+def survivors(
+    key: Key, p: float, shape: tuple[int, ...], device: Device
+) -> tuple[Any, float]:
+    "True, but False with probability `p`, to 2**-16; and what makes the mean exactly 1."
     size, level = prod(shape), round((1.0 - p) * 65536)
     level = min(max(level, p < 1), 65535)  # at least 1 in 65536 of either, unless p is 1
-    halves = bits(key, -(-size // 2), x.device).view(np.uint16)[:size]
-    factor = x.dtype.type(65536 / level if level else 0.0)
-    return wrap((halves < level).reshape(shape) * factor)
+    halves = bits(key, -(-size // 2), device).view(np.uint16)[:size]
+    return (halves < level).reshape(shape), 65536 / level if level else 0.0
+
+
+def kept(key: Key, p: float, shape: tuple[int, ...], x: Tensor) -> Tensor:
+    "The factors of dropout for `x`: 0, or what makes the mean exactly 1."
+    mask, factor = survivors(key, p, shape, x.device)
+    return wrap(mask * x.dtype.type(factor))
 
 # %% ../../nbs/16_norm.ipynb #7bff3c10
 def dropout(x: Any, p: float = 0.5, training: bool = True, *, key: Key) -> Tensor:
@@ -607,14 +614,18 @@ class Dropout(Module):
         self.calls = wrap(np.zeros((), dtype=np.int64))
         self.key.on_host = self.calls.on_host = True  # type: ignore[attr-defined]
 
-    def forward(self, x: Any) -> Tensor:
-        "(...) -> the same"
+    def next_key(self) -> Key | None:
+        "The key of the next mask, or None if nothing is dropped now."
         if not self.training or not self.p:
-            return floated(x)
+            return None
         calls = int(self.calls.item())
         self.calls.assign_(calls + 1)
-        now = fold_in(Key(*self.key.tolist()), calls)
-        return masked(floated(x), self.p, now, self.whole_channels)
+        return fold_in(Key(*self.key.tolist()), calls)
+
+    def forward(self, x: Any) -> Tensor:
+        "(...) -> the same"
+        x, key = floated(x), self.next_key()
+        return x if key is None else masked(x, self.p, key, self.whole_channels)
 
     def extra_repr(self) -> str:
         "The share."

@@ -100,11 +100,12 @@ class Task:
         target, options = batch[-1], class_options(self.loss)
         if options is None or target.dtype.kind not in "iu":
             return len(target) if target.ndim else 1
-        classes, (ignored, weights) = to_numpy(target.data), options
-        classes = classes[classes != ignored]
+        classes, (ignored, weights) = target.data, options
+        counts = classes != ignored  # where they are: from a card comes one number
         if weights is None:
-            return int(classes.size)
-        return float(to_numpy(as_tensor(weights).data).take(classes, mode="clip").sum())
+            return int(counts.sum())
+        each = as_tensor(weights).to(target.device).data
+        return float((each[classes.clip(0, len(each) - 1)] * counts).sum())
 
     def compute(self, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         "The model's output, the target, and the loss: one number. Raises ShapeError."

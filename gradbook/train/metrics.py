@@ -66,7 +66,7 @@ class Accuracy(Metric):
         self.right = self.seen = 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        scores, truth = to_numpy(output.data), to_numpy(target.data)
+        scores, truth = output.data, target.to(output.device).data  # only a count leaves a card
         answers = scores.argmax(axis=1) if scores.ndim == truth.ndim + 1 else scores > 0
         if answers.shape != truth.shape:
             raise ShapeError(f"{self.name}: output {scores.shape}, targets {truth.shape}")
