@@ -19,8 +19,10 @@ def simulated(text, name, blocks, threads, *args, out):
     found = None
     for order in ORDERS:
         given = tuple(np.array(x) if isinstance(x, np.ndarray) else x for x in args)
+        given[out].fill(np.nan)
+        module = SimModule(text, order=order, seconds=1.0)
         try:
-            kernel = SimModule(text, order=order, seconds=1.0).get_function(name)
+            kernel = module.get_function(name)
             kernel(blocks, threads, given)
         except (SimError, KeyError) as error:
             said = f"{error}".split(" (line")[0]
@@ -28,7 +30,8 @@ def simulated(text, name, blocks, threads, *args, out):
             return re.sub(stray, r"\1 outside of all arrays", said)
         found = given[out].round(3).tolist()
     most = kernel.report.counts.max(axis=(0, 1)).tolist()
-    return {"result": found, "loads": most[0], "shared loads": most[2]}
+    return {"result": found, "loads": most[0], "shared loads": most[2], "atomics": most[4],
+            "shared memory used": most[3] > 0}
 
 
 def tried(*cases):
@@ -195,8 +198,8 @@ class Total(Exercise):
         x = np.random.default_rng(seed).integers(0, 100, 64).astype("float32")
         said = simulated(answer(), "total", (1,), (64,), x, np.zeros(1, "float32"), out=1)
         if isinstance(said, dict):
-            said = {"result": said["result"], "loads": said["loads"],
-                    "few shared loads": said["shared loads"] <= 14}
+            few = said.pop("shared loads") <= 14
+            said["few shared loads"] = few
         return said
 
     def cases():
@@ -259,6 +262,16 @@ class Total(Exercise):
         }
         """
 
+    def wrong_atomic():
+        "Right, but 64 threads wait in line for one place of global memory. Use the shared one."
+        return r"""
+        extern "C" __global__ void total(const float* x, float* y) {
+            if (threadIdx.x == 0) y[0] = 0.0f;
+            __syncthreads();
+            atomicAdd(y, x[threadIdx.x]);
+        }
+        """
+
     def wrong_last():
         "The last step, k = 1, is missing: half of the numbers are not in the sum."
         return r"""
@@ -287,8 +300,8 @@ class Running(Exercise):
         x = np.random.default_rng(seed).integers(0, 10, 64).astype("float32")
         said = simulated(answer(), "running", (1,), (64,), x, np.zeros(64, "float32"), out=1)
         if isinstance(said, dict):
-            said = {"result": said["result"], "loads": said["loads"],
-                    "few shared loads": said["shared loads"] <= 14}
+            few = said.pop("shared loads") <= 14
+            said["few shared loads"] = few
         return said
 
     def cases():
@@ -322,6 +335,17 @@ class Running(Exercise):
                 if (i >= k) part[i] += part[i - k];
             }
             y[i] = part[i];
+        }
+        """
+
+    def wrong_atomic():
+        "Right, but up to 64 atomic additions a thread, in global memory. Six steps will do."
+        return r"""
+        extern "C" __global__ void running(const float* x, float* y) {
+            float v = x[threadIdx.x];
+            y[threadIdx.x] = 0.0f;
+            __syncthreads();
+            for (int j = threadIdx.x; j < 64; j++) atomicAdd(y + j, v);
         }
         """
 
@@ -369,7 +393,8 @@ class Mended(Exercise):
         x = np.arange(64, dtype="float32") ** power
         said = simulated(answer(), "smooth", (1,), (64,), x, np.zeros(64, "float32"), out=1)
         if isinstance(said, dict):
-            said = {"result": said["result"], "few shared loads": said["shared loads"] <= 6}
+            few = said.pop("shared loads") <= 6
+            said["few shared loads"] = few
         return said
 
     def cases():
@@ -426,6 +451,15 @@ class Mended(Exercise):
         }
         """
 
+    def wrong_global():
+        "Right, but each thread loads three numbers or four from global memory, not one."
+        return r"""
+        extern "C" __global__ void smooth(const float* x, float* y) {
+            int i = threadIdx.x, m = i ? i - 1 : 0, l = m ? m - 1 : 0;
+            y[i] = ((x[l] + x[m]) / 2 + (x[m] + x[i]) / 2) / 2;
+        }
+        """
+
     def wrong_once():
         "No race, but one round instead of two."
         return r"""
@@ -456,7 +490,9 @@ class Product(Exercise):
         side = -(-n // 8)
         said = simulated(answer(), "product", (side, side), (8, 8), *args, out=2)
         if isinstance(said, dict):
-            said = {"result": said["result"], "few loads": said["loads"] <= 2 * side}
+            few = said["loads"] <= 2 * side
+            said = {"result": said["result"], "few loads": few,
+                    "shared memory used": said["shared memory used"]}
         return said
 
     def cases():
