@@ -305,6 +305,12 @@ def test_a_learners_endless_loop_comes_back_as_an_answer(line: str) -> None:
     assert time.process_time() - start < 6
 
 
+def test_a_learners_slip_comes_back_once_and_with_its_line() -> None:
+    exercise = EXERCISES.get("27.1") or core.find("27.1")
+    result = judge(exercise, lambda: 'extern "C" __global__ void square(float* x) {\n  x[0] = 1\n}')
+    assert result.status == "error" and result.text.count("(line 2: x[0] = 1)") == 1
+
+
 # races
 
 RACES = {  # with the numbers of blocks and threads

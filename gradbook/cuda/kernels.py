@@ -32,7 +32,7 @@ SIMULATION: ContextVar[dict[str, Any]] = ContextVar("SIMULATION", default=UNWATC
 
 @contextmanager
 def simulating(**how: Any) -> Iterator[None]:
-    "How kernels on NumPy's arrays are run meanwhile: `order`, `seed`, `check`, `profile`."
+    "How NumPy's kernels are run meanwhile: `order`, `seed`, `check`, `profile`, `seconds`."
     token = SIMULATION.set({**SIMULATION.get(), **how})
     try:
         yield

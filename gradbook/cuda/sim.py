@@ -254,7 +254,7 @@ static void fail(const char* text, ...) {
     _longjmp(scheduler, 2);
 }
 static void stop_if_late() {
-    if (late) fail(late == 1 ? "still running when its time was up; does a loop ever end?"
+    if (late) fail(late == 1 ? "still running when its `seconds` were up; does a loop ever end?"
                              : "interrupted");
 }
 static void leave(State state, int line) {
@@ -1163,9 +1163,10 @@ def one_room(code: str) -> None:
             common |= names
     for found in own:
         if len(found | common) > 1:
+            both = ", ".join(sorted(found | common))
             raise SimError(
-                f"extern __shared__ {', '.join(sorted(found | common))}: on a card they all begin at the"
-                " same address. Declare one array and cut it up"
+                f"extern __shared__ {both}: on a card they all begin at the same address."
+                " Declare one array and cut it up"
             )
 
 
