@@ -151,7 +151,7 @@ FAR = {
 
 @pytest.mark.parametrize("line", FAR)
 def test_a_far_address_is_named_as_an_element(line: str) -> None:
-    with pytest.raises(SimError, match="writes far from any array; " + FAR[line]):
+    with pytest.raises(SimError, match="writes far from any array;.* " + FAR[line]):
         run(f"float* x: {line}", threads=1 if "for" in line else 32)
 
 
@@ -204,7 +204,7 @@ def test_words_that_other_texts_use() -> None:
 struct Pair { float a; __device__ float twice() { return 2 * a; } };
 __device__ __noinline__ float third(float v) { return v / 3; }
 extern "C" void __global__ __launch_bounds__(32) k(float* x) {
-    dim3 size; size.x = 3;
+    dim3 size(3);
     Pair p{4}; int4 q = make_int4(1, 2, 3, 4); int2 r = make_int2(5, 6);
     float3 s = make_float3(1, 2, 3); uint32_t bits = 40;
     __threadfence_block();

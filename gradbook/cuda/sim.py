@@ -56,7 +56,10 @@ WORDS = r"""
 #define __shared__ thread_local
 #define SAME __attribute__((const))
 struct uint3 { unsigned x, y, z; };
-typedef uint3 dim3;
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
 extern "C" uint3 sim_thread() SAME, sim_block() SAME, sim_threads() SAME, sim_blocks() SAME;
 #define threadIdx sim_thread()
 #define blockIdx sim_block()
@@ -740,21 +743,21 @@ STRAY = r"""
 static int64_t element(int64_t off, int size) {  // counted from the start, also backwards
     return off < 0 ? -((-off + size - 1) / size) : off / size;
 }
-static void far_away(char* at, const char* verb) {
-    const char* who = "thread %d of block %d %s far from any array%s";
-    char hint[100] = "";
-    int64_t least = 1ll << 31;
+static void far_away(char* at, const char* verb) {  // which elements may be meant?
+    char hint[200] = "";
+    int n = 0;
     for (const Array& a : arrays) {
-        int64_t e = element(at - a.start, a.grain), wrapped = e - (1ll << 32);
-        if (e > 0 && e < least) {
-            least = e;
-            snprintf(hint, sizeof hint, "; element %lld of argument %d?", (long long)e, a.number);
-        }
-        if (wrapped < 0 && wrapped > -(1 << 20))
+        long long e = element(at - a.start, a.grain), wrapped = e - (1ll << 32);
+        if (wrapped < 0 && wrapped > -(1 << 20)) {
             snprintf(hint, sizeof hint, "; element %lld of argument %d? An unsigned number that"
-                     " went below 0", (long long)e, a.number);
+                     " went below 0", e, a.number);
+            break;
+        }
+        if (e > 0 && e < 1ll << 31 && n < 120)
+            n += snprintf(hint + n, sizeof hint - n, "%s element %lld of argument %d",
+                          n ? " or" : "; perhaps", e, a.number);
     }
-    fail(who, number(), launch.number, verb, hint);
+    fail("thread %d of block %d %s far from any array%s", number(), launch.number, verb, hint);
 }
 static void stray(char* at, int size, const char* verb) {
     const Array* near = nullptr;
