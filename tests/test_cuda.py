@@ -179,9 +179,9 @@ def test_launches_that_a_card_refuses() -> None:
 def test_arrays_and_numbers_of_another_kind_are_refused() -> None:
     x, y = floats(64), floats(64)
     copy = SimModule(COPY).get_function("copy")
-    with pytest.raises(TypeError, match="of kind 'f'; int32 is 'i'"):
+    with pytest.raises(TypeError, match="a floating-point number each time; the array has int32"):
         copy((1,), (64,), (x.astype("int32"), y, np.int32(64)))
-    with pytest.raises(TypeError, match="argument 2 is a number"):
+    with pytest.raises(TypeError, match="argument 2 is a whole number, not 'a'"):
         copy((1,), (64,), (x, y, "a"))
     with pytest.raises(TypeError, match="points to 8 bytes each; float32 has 4"):
         run("const long long* x: if (x[0]) return;", x)
@@ -191,7 +191,7 @@ def test_arrays_and_numbers_of_another_kind_are_refused() -> None:
 def test_kernels_in_comments_are_no_kernels() -> None:
     module = SimModule(COPY + "// __global__ void old(int n)\n/* __global__ void older(int n) */\n")
     assert module.names == ["copy"]
-    with pytest.raises(KeyError, match="the text has no"):
+    with pytest.raises(KeyError, match="they begin with `__global__ void name"):
         SimModule("int x;").get_function("k")
 
 
@@ -211,9 +211,9 @@ def test_barriers_atomics_and_warps_make_order() -> None:
 def test_arguments_are_checked() -> None:
     copy = SimModule(COPY).get_function("copy")
     x, y = floats(64), floats(64)
-    with pytest.raises(TypeError, match=r"argument 2 has 4 bytes, 64 has 8; give np.int32\(64\)"):
+    with pytest.raises(TypeError, match=r"has 4 bytes, the number given 8; give np.int32\(64\)"):
         copy((1,), (64,), (x, y, 64))
-    with pytest.raises(TypeError, match="of kind 'i'"):
+    with pytest.raises(TypeError, match=r"argument 2 is a whole number, not np.float32\(64"):
         copy((1,), (64,), (x, y, np.float32(64)))
     with pytest.raises(TypeError, match="2 arguments given, 3 expected"):
         copy((1,), (64,), (x, y))
@@ -226,14 +226,24 @@ def test_arguments_are_checked() -> None:
         copy((1,), (64,), (x, y, np.int32(64)))
     with pytest.raises(ValueError, match="threads"):
         copy((1,), (2048,), (x, x.copy(), np.int32(64)))
+    with pytest.raises(TypeError, match=r"the arguments are a tuple; of one array, \(x,\)"):
+        copy((1,), (64,), x)
+    with pytest.raises(ValueError, match="whole numbers, not"):
+        copy((33 / 16,), (64,), (x, x.copy(), np.int32(64)))
     with pytest.raises(KeyError, match="there are: copy"):
         SimModule(COPY).get_function("move")
 
 
 @needs_compiler
 def test_a_text_that_is_no_cpp_says_so() -> None:
-    with pytest.raises(SimError, match="kernel:2"):
+    with pytest.raises(SimError, match=r"(?s)\(line 2: .*nonsense.*a word of CUDA that the sim"):
         run("float* x: x[threadIdx.x] = nonsense;", floats(64))
+    with pytest.raises(SimError, match=r"expected .* \(line 2: x\[0\] = 1\)$"):
+        run("float* x: x[0] = 1", floats(64))
+    with pytest.raises(SimError, match="a kernel is an ordinary function, no template"):
+        SimModule("template <class T> __global__ void k(T* x) { x[0] = 1; }")
+    with pytest.raises(SimError, match="undefined reference"):
+        run("float* x: extern float elsewhere(float); x[1] = elsewhere(1);", floats(64))
 
 
 @needs_compiler
@@ -354,6 +364,42 @@ def test_kernels_refuse_what_they_cannot_do() -> None:
         kernels.softmax(some(2, 3), "fast")
     with pytest.raises(KernelError, match=r"\(2, 3\) float32 @ \(2, 3\) float32"):
         kernels.matmul(some(2, 3), some(2, 3))
+    for x, y in ((some(3), some(4)), (some(4), some(3)), (some(4), to_bf16(some(4))),
+                 (some(1, 4), some(4)), (np.ones(4), np.ones(4))):  # fmt: skip
+        with pytest.raises(KernelError, match=r"axpy: .*; two arrays of float32 and of one shape"):
+            kernels.axpy(1.0, x, y)
+    for threads in (0, 16, 48, 100, 1056):
+        with pytest.raises(KernelError, match=f"row_sum: {threads} threads; whole warps"):
+            kernels.SIMPLE("row_sum", (1,), threads, some(1, 8), some(1), 8)
+
+
+@needs_compiler
+def test_sums_of_a_block_are_right_or_refused() -> None:
+    code = kernels.PRELUDE + r"""
+extern "C" __global__ void sums(float* y) {
+    __shared__ float room[32];
+    float sum = block_sum(1.0f, room), top = block_max(threadIdx.x, room);
+    y[threadIdx.x] = sum + top;
+}"""
+    sums = SimModule(code).get_function("sums")
+    for threads in (32, 64, 96, 128, 992, 1024):
+        y = np.zeros(threads, "float32")
+        sums((1,), (threads,), (y,))
+        assert (y == 2 * threads - 1).all()
+    for threads in (1, 16, 48, 100):
+        with pytest.raises(SimError, match=r"asks lane .*, which is not there"):
+            sums((1,), (threads,), (np.zeros(threads, "float32"),))
+
+
+@needs_compiler
+def test_turns_of_shared_memory_are_counted() -> None:
+    one = np.ones((128, 128), "float32")
+    warps = 128**3 // 32  # multiply-adds of a warp
+    for rung, least in (("tiled", 2), ("blocked", 0.5), ("vectorised", 0.25)):
+        with simulating(check=True, profile=True):
+            kernels.matmul(one, one, rung)
+        report = (kernels.VECTORISED if rung == "vectorised" else kernels.MATMUL).last
+        assert report is not None and least < report.turns / warps < 1.1 * least
 
 
 def test_bf16_rounds_to_even() -> None:

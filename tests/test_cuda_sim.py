@@ -106,6 +106,129 @@ def test_a_wild_address_ends_the_kernel_and_not_python(line: str, check: bool) -
     assert (x == np.arange(64)).all()
 
 
+ENDS = {  # what would end Python
+    "exit(3);": "calls exit; `return` ends a thread",
+    "exit(0);": "calls exit",
+    "_Exit(2);": "calls _Exit",
+    "abort();": "calls abort",
+    "quick_exit(1);": "calls quick_exit",
+    "__trap();": "comes to a __trap",
+    "assert(x[0] > 5);": r"assert\(x\[0\] > 5\) doesn't hold",
+}
+
+
+@BOTH
+@pytest.mark.parametrize("line", ENDS)
+def test_a_kernel_cannot_end_python(line: str, check: bool) -> None:
+    body = f"float* x: if (threadIdx.x == 3) {line}"
+    function = kernel(body, '#include <stdlib.h>\nextern "C"', check=check).get_function("k")
+    said = rf"thread 3 of block 0:? {ENDS[line]}.*\(line 3: if \(threadIdx.x == 3\)"
+    with pytest.raises(SimError, match=said):
+        function((1,), (32,), (np.zeros(64, "float32"),))
+
+
+@BOTH
+@pytest.mark.parametrize("line", ["throw 1;", "assert(t < 3);"])
+def test_nor_without_a_word_of_ours(line: str, check: bool) -> None:
+    function = kernel(f"float* x: int t = threadIdx.x; {line}", check=check,
+                      head='#include <assert.h>\nextern "C"').get_function("k")  # fmt: skip
+    with pytest.raises(SimError, match=r"thread . of block 0"):
+        function((1,), (32,), (np.zeros(64, "float32"),))
+
+
+def test_an_assert_that_holds_says_nothing() -> None:
+    x = np.zeros(64, "float32")
+    run("float* x: assert(threadIdx.x < 64);\nx[threadIdx.x] = 1;", x)
+    assert (x == 1).all()
+
+
+FAR = {
+    "x[threadIdx.x - 1] = 1;": r"element 4294967295 of argument 0\? An unsigned number",
+    "for (unsigned k = 4; k >= 0; k--) x[k] = 1;": "element 4294967295 of argument 0",
+    "if (threadIdx.x == 1) x[threadIdx.x * 1000000] = 1;": "element 1000000 of argument 0",
+}
+
+
+@pytest.mark.parametrize("line", FAR)
+def test_a_far_address_is_named_as_an_element(line: str) -> None:
+    with pytest.raises(SimError, match="writes far from any array;.* " + FAR[line]):
+        run(f"float* x: {line}", threads=1 if "for" in line else 32)
+
+
+def test_a_local_variable_that_nobody_has_set_is_not_zero() -> None:
+    if not sim.rubbish():
+        pytest.skip("this compiler can't fill them")
+    x = np.zeros(64, "float32")
+    run("float* x: float a[4], s; x[threadIdx.x] = a[threadIdx.x % 4] + s;", x)
+    assert (np.abs(x) > 1e30).all()
+
+
+def test_a_variable_outside_of_kernels_is_refused_in_words() -> None:
+    module = kernel("float* x: atomicAdd(&counter, 1);", '__device__ int counter;\nextern "C"')
+    with pytest.raises(SimError, match="a variable outside of all kernels; the simulator has"):
+        module.get_function("k")((1,), (32,), (np.zeros(64, "float32"),))
+
+
+# shuffles
+
+NOBODY = {  # with the number of threads
+    "x[t] = __shfl_sync(0xffff, 1.0f, 20);": (16, "line 2: lane 0 .* lane 20, which is not there"),
+    "if (t < 16) x[t] = __shfl_sync(0xffff, 1.0f, 20);":
+        (32, "line 2: lane 0 of warp 0 asks lane 20, which is not in the mask"),
+    "float v = 1; for (int k = 16; k; k /= 2) v += __shfl_xor_sync(0xffffffff, v, k);":
+        (48, "lane 0 of warp 1 asks lane 16, which is not there"),
+    "if (t < 16) x[t] = __shfl_xor_sync(0xffff, 1.0f, 16);": (32, "lane 16, which is not in the"),
+}  # fmt: skip
+
+
+@BOTH
+@pytest.mark.parametrize("line", NOBODY)
+def test_a_shuffle_from_nobody_is_an_error(line: str, check: bool) -> None:
+    threads, said = NOBODY[line]
+    with pytest.raises(SimError, match=said):
+        run(f"float* x: int t = threadIdx.x; {line}", threads=threads, check=check)
+
+
+def test_part_of_a_warp_can_meet_and_shuffle() -> None:
+    x = np.zeros(64, "float32")
+    run("float* x: int t = threadIdx.x; __syncwarp();"
+        " x[t] = __shfl_xor_sync(0xffffffff, t, 1) + __shfl_down_sync(0xffffu, t, 1, 4);",
+        x, threads=16)  # fmt: skip
+    t = np.arange(16)
+    assert (x[:16] == (t ^ 1) + np.where(t % 4 < 3, t + 1, t)).all()
+
+
+def test_words_that_other_texts_use() -> None:
+    x = np.zeros(8, "float32")
+    text = r"""
+struct Pair { float a; __device__ float twice() { return 2 * a; } };
+__device__ __noinline__ float third(float v) { return v / 3; }
+extern "C" void __global__ __launch_bounds__(32) k(float* x) {
+    dim3 size(3);
+    Pair p{4}; int4 q = make_int4(1, 2, 3, 4); int2 r = make_int2(5, 6);
+    float3 s = make_float3(1, 2, 3); uint32_t bits = 40;
+    __threadfence_block();
+    unsigned old = 7; atomicInc((unsigned*)x + 7, 3u);
+    x[0] = max(1.0f, 2.0) + max(1, 2u) + min(3u, 5);
+    x[1] = p.twice() + third(9), x[2] = q.w + r.y + s.z + size.x;
+    x[3] = __clz(1) + __ffs(bits) + __clz(0), x[4] = FLT_MAX > 1e38f, x[5] = __sinf(0) + __cosf(0);
+    x[6] = __powf(2, 3) + (old ^ 7);
+}"""
+    SimModule(text).get_function("k")((1,), (1,), (x,))
+    assert x[:7].tolist() == [7, 11, 16, 31 + 4 + 32, 1, 1, 8] and x.view("uint32")[7] == 1
+
+
+# loops without end: the limit
+
+
+@pytest.mark.parametrize("line", ["while (true);", "while (true) x[0] += 1;"])
+def test_without_a_limit_of_its_own_a_loop_ends_after_some_seconds(line: str) -> None:
+    start = time.process_time()
+    with pytest.raises(SimError, match="ever end"):
+        run(f"float* x: {line}", threads=1)
+    assert time.process_time() - start < 8
+
+
 def test_handlers_and_timers_are_given_back() -> None:
     signals = signal.SIGINT, signal.SIGVTALRM, signal.SIGSEGV
     before = [signal.getsignal(s) for s in signals]
@@ -180,6 +303,12 @@ def test_a_learners_endless_loop_comes_back_as_an_answer(line: str) -> None:
     result = judge(exercise, total)
     assert result.status in ("failed", "error", "timeout") and "ever end" in result.text
     assert time.process_time() - start < 6
+
+
+def test_a_learners_slip_comes_back_once_and_with_its_line() -> None:
+    exercise = EXERCISES.get("27.1") or core.find("27.1")
+    result = judge(exercise, lambda: 'extern "C" __global__ void square(float* x) {\n  x[0] = 1\n}')
+    assert result.status == "error" and result.text.count("(line 2: x[0] = 1)") == 1
 
 
 # races
@@ -268,6 +397,31 @@ def test_more_dynamic_shared_memory_has_to_be_asked_for() -> None:
         function((1,), (1,), (np.zeros(1, "float32"),), shared_mem=50_000)
     function.max_dynamic_shared_size_bytes = 50_000
     function((1,), (1,), (np.zeros(1, "float32"),), shared_mem=50_000)
+
+
+TWO_NAMES = [
+    '{k}{{ extern __shared__ float a[]; extern __shared__ float b[]; a[0] = b[0] = *x; }}',
+    '{k}{{ extern __shared__ float a[]; extern volatile __shared__ int b[ ]; a[0] = b[0]; }}',
+    'extern __shared__ float a[];\n{k}{{ extern __shared__ float b[]; a[0] = b[0] = *x; }}',
+    '__device__ void f() {{ extern __shared__ float a[]; a[0] = 1; }}\n'
+    '{k}{{ extern __shared__ float b[]; b[0] = *x; f(); }}',
+]
+
+
+@pytest.mark.parametrize("text", TWO_NAMES)
+def test_two_names_for_dynamic_shared_memory_are_refused(text: str) -> None:
+    with pytest.raises(SimError, match="__shared__ a, b: on a card they all begin at the same"):
+        SimModule(text.format(k='extern "C" __global__ void k(float* x) '))
+
+
+def test_each_kernel_may_name_its_dynamic_shared_memory() -> None:
+    one = 'extern "C" __global__ void {0}(float* x) {{ extern volatile __shared__ {1} {0}s[ ];'
+    one += " {0}s[threadIdx.x] = 5; x[threadIdx.x] = {0}s[threadIdx.x]; }}\n"
+    module = SimModule(one.format("a", "float") + one.format("b", "int") + "// __shared__ c[]\n")
+    for name in "ab":
+        x = np.zeros(8, "float32")
+        module.get_function(name)((1,), (8,), (x,), 32)
+        assert (x == 5).all()
 
 
 def test_a_kernel_without_extern_c_is_not_found() -> None:

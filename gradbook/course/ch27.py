@@ -10,8 +10,11 @@ import numpy as np
 from .core import Exercise, Question, Quiz
 
 
-def simulated(text, name, blocks, threads, *args, out):
-    "The result of a kernel and its counts per block and thread; or what the simulator says."
+def simulated(text, name, blocks, threads, *args, out, most=None):
+    """The result of a kernel and what a thread loads; or what the simulator says.
+
+    With `most`, so many shared loads at the most, it must use shared memory and no atomics.
+    """
     from gradbook.cuda.sim import ORDERS, SimError, SimModule
 
     if not isinstance(text, str):
@@ -19,16 +22,21 @@ def simulated(text, name, blocks, threads, *args, out):
     found = None
     for order in ORDERS:
         given = tuple(np.array(x) if isinstance(x, np.ndarray) else x for x in args)
+        given[out].fill(np.nan)
+        module = SimModule(text, order=order, seconds=1.0)
         try:
-            kernel = SimModule(text, order=order, seconds=1.0).get_function(name)
+            kernel = module.get_function(name)
             kernel(blocks, threads, given)
         except (SimError, KeyError) as error:
             said = f"{error}".split(" (line")[0]
             stray = r"(reads|writes) (element .* of argument|far from).*"
             return re.sub(stray, r"\1 outside of all arrays", said)
         found = given[out].round(3).tolist()
-    most = kernel.report.counts.max(axis=(0, 1)).tolist()
-    return {"result": found, "loads": most[0], "shared loads": most[2]}
+    loads, _, shared, stores, atomics, _ = kernel.report.counts.max(axis=(0, 1)).tolist()
+    if most is None:
+        return {"result": found, "loads": loads, "shared loads": shared}
+    return {"result": found, "loads": loads, "shared memory used": stores > 0,
+            "few shared loads": shared <= most, "atomics": atomics}
 
 
 def tried(*cases):
@@ -193,11 +201,8 @@ class Total(Exercise):
 
     def run(answer, seed):
         x = np.random.default_rng(seed).integers(0, 100, 64).astype("float32")
-        said = simulated(answer(), "total", (1,), (64,), x, np.zeros(1, "float32"), out=1)
-        if isinstance(said, dict):
-            said = {"result": said["result"], "loads": said["loads"],
-                    "few shared loads": said["shared loads"] <= 14}
-        return said
+        y = np.zeros(1, "float32")
+        return simulated(answer(), "total", (1,), (64,), x, y, out=1, most=14)
 
     def cases():
         return tried((0,), (1,), (2,))
@@ -259,6 +264,16 @@ class Total(Exercise):
         }
         """
 
+    def wrong_atomic():
+        "Right, but 64 threads wait in line for one place of global memory. Use the shared one."
+        return r"""
+        extern "C" __global__ void total(const float* x, float* y) {
+            if (threadIdx.x == 0) y[0] = 0.0f;
+            __syncthreads();
+            atomicAdd(y, x[threadIdx.x]);
+        }
+        """
+
     def wrong_last():
         "The last step, k = 1, is missing: half of the numbers are not in the sum."
         return r"""
@@ -285,11 +300,8 @@ class Running(Exercise):
 
     def run(answer, seed):
         x = np.random.default_rng(seed).integers(0, 10, 64).astype("float32")
-        said = simulated(answer(), "running", (1,), (64,), x, np.zeros(64, "float32"), out=1)
-        if isinstance(said, dict):
-            said = {"result": said["result"], "loads": said["loads"],
-                    "few shared loads": said["shared loads"] <= 14}
-        return said
+        y = np.zeros(64, "float32")
+        return simulated(answer(), "running", (1,), (64,), x, y, out=1, most=14)
 
     def cases():
         return tried((0,), (1,), (2,))
@@ -322,6 +334,17 @@ class Running(Exercise):
                 if (i >= k) part[i] += part[i - k];
             }
             y[i] = part[i];
+        }
+        """
+
+    def wrong_atomic():
+        "Right, but up to 64 atomic additions a thread, in global memory. Six steps will do."
+        return r"""
+        extern "C" __global__ void running(const float* x, float* y) {
+            float v = x[threadIdx.x];
+            y[threadIdx.x] = 0.0f;
+            __syncthreads();
+            for (int j = threadIdx.x; j < 64; j++) atomicAdd(y + j, v);
         }
         """
 
@@ -367,10 +390,8 @@ class Mended(Exercise):
 
     def run(answer, power):
         x = np.arange(64, dtype="float32") ** power
-        said = simulated(answer(), "smooth", (1,), (64,), x, np.zeros(64, "float32"), out=1)
-        if isinstance(said, dict):
-            said = {"result": said["result"], "few shared loads": said["shared loads"] <= 6}
-        return said
+        y = np.zeros(64, "float32")
+        return simulated(answer(), "smooth", (1,), (64,), x, y, out=1, most=6)
 
     def cases():
         return tried((1,), (2,), (0.5,))
@@ -423,6 +444,15 @@ class Mended(Exercise):
                 part[i] = mean;
             }
             y[i] = part[i];
+        }
+        """
+
+    def wrong_global():
+        "Right, but each thread loads three numbers or four from global memory, not one."
+        return r"""
+        extern "C" __global__ void smooth(const float* x, float* y) {
+            int i = threadIdx.x, m = i ? i - 1 : 0, l = m ? m - 1 : 0;
+            y[i] = ((x[l] + x[m]) / 2 + (x[m] + x[i]) / 2) / 2;
         }
         """
 

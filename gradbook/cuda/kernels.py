@@ -32,7 +32,7 @@ SIMULATION: ContextVar[dict[str, Any]] = ContextVar("SIMULATION", default=UNWATC
 
 @contextmanager
 def simulating(**how: Any) -> Iterator[None]:
-    "How kernels on NumPy's arrays are run meanwhile: `order`, `seed`, `check`, `profile`."
+    "How NumPy's kernels are run meanwhile: `order`, `seed`, `check`, `profile`, `seconds`."
     token = SIMULATION.set({**SIMULATION.get(), **how})
     try:
         yield
@@ -80,6 +80,8 @@ class Source:
         **defines: Any,
     ) -> None:  # fmt: skip
         "Run the kernel `name`. Whole numbers are given as int, floats as float."
+        if threads % 32 or not 32 <= threads <= 1024:
+            raise KernelError(f"{name}: {threads} threads; whole warps, 32, 64, ... 1024")
         arrays = [x for x in args if hasattr(x, "dtype") and x.ndim]
         xp, options = namespace(*arrays), self.options(**defines)
         given = tuple(
@@ -127,7 +129,7 @@ __device__ __forceinline__ float warp_max(float v) {
     for (int k = 16; k; k >>= 1) v = fmaxf(v, __shfl_xor_sync(ALL, v, k));
     return v;
 }
-__device__ __forceinline__ float block_sum(float v, float* room) {  // room for a float per warp
+__device__ __forceinline__ float block_sum(float v, float* room) {  // a float per whole warp
     int lane = threadIdx.x % 32, warps = blockDim.x / 32;
     v = warp_sum(v);
     __syncthreads();  // somebody may still read what was in the room before
@@ -198,7 +200,10 @@ def even(*arrays: Array) -> int:
 
 
 def axpy(a: float, x: Array, y: Array) -> Array:
-    "a * x + y, of one size."
+    "a * x + y, both float32 and of one shape. Raises KernelError."
+    if not (x.shape == y.shape and x.dtype == y.dtype == np.float32):
+        both = f"{x.shape} {x.dtype}, {y.shape} {y.dtype}"
+        raise KernelError(f"axpy: {both}; two arrays of float32 and of one shape")
     out = namespace(x, y).empty_like(y)
     n, blocks = y.size, max(1, min(4096, -(-y.size // 1024)))
     SIMPLE("axpy", (blocks,), 256, x, y, out, float(a), n, EVEN=even(x, y, out))
@@ -433,7 +438,7 @@ __device__ __forceinline__ unsigned place(const void* shared) {
     return 0;
 #endif
 }
-// d += a b: lane l has rows l/4 and l/4 + 8 of a, column l/4 of b, columns 2(l%4) of d
+// d += a b: lane l has rows l/4 and l/4 + 8 of a, column l/4 of b, columns 2 (l mod 4) of d
 __device__ __forceinline__ void mma(float d[4], const unsigned a[4], const unsigned b[2]) {
 #ifdef __CUDA_ARCH__
     asm volatile(
@@ -479,11 +484,13 @@ __device__ __forceinline__ void ldmatrix_turned(unsigned r[4], const bf16* row) 
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(place(row)) : "memory");
 #else
-    int l = threadIdx.x % 32;
+    int l = threadIdx.x % 32, half = l / 4 % 2 * 16;
+    unsigned whole[4];
+    ldmatrix(whole, row);
     for (int j = 0; j < 4; j++) {
-        auto even = __shfl_sync(ALL, (unsigned long long)row, 8 * j + l % 4 * 2);
-        auto odd = __shfl_sync(ALL, (unsigned long long)row, 8 * j + l % 4 * 2 + 1);
-        r[j] = ((const bf16*)even)[l / 4] | (unsigned)((const bf16*)odd)[l / 4] << 16;
+        unsigned even = __shfl_sync(ALL, whole[j], l % 4 * 8 + l / 8);
+        unsigned odd = __shfl_sync(ALL, whole[j], l % 4 * 8 + l / 8 + 4);
+        r[j] = (even >> half & 0xffff) | odd >> half << 16;
     }
 #endif
 }
