@@ -196,7 +196,8 @@ class Adapter(Exercise):
         watched = replace(this, problem=replace(this.problem, f=f))
         ready = answer(watched)
         found = [float(v) for v in ready.gradient(this.x)]
-        return [float(ready.value(this.x)), *found, f"{steps} complex steps"]
+        way = "by complex steps" if steps >= len(this.x) else "by other means"
+        return [float(ready.value(this.x)), *found, way]
 
     def cases():
         yield ("polynomial:10",)
