@@ -21,11 +21,16 @@ from ..tensor import core, elementwise, indexing, shape  # noqa: F401 (methods)
 from ..tensor.core import Tensor
 
 # %% auto #0
-__all__ = ['SIZED', 'ENGINES', 'NUMPY', 'TENSOR', 'Case', 'mlp', 'draw_signed', 'waves', 'case', 'Ready', 'Unable', 'Engine',
-           'engine', 'maths', 'repeat', 'plain', 'by_value', 'by_dual', 'by_tape', 'recorded', 'by_tape_in',
+__all__ = ['SIZED', 'ENGINES', 'NUMPY', 'TENSOR', 'maths', 'Case', 'mlp', 'draw_signed', 'waves', 'case', 'Ready', 'Unable',
+           'Engine', 'engine', 'repeat', 'plain', 'by_value', 'by_dual', 'by_tape', 'recorded', 'by_tape_in',
            'by_python', 'by_numpy', 'by_c', 'by_straight', 'by_tensor', 'Counted', 'real', 'operations']
 
 # %% ../../nbs/36_compare.ipynb #c36b51f2
+def maths(exp: Any, log: Any) -> Any:
+    "What a program of single numbers needs."
+    return SimpleNamespace(array=list, exp=exp, log=log)
+
+
 @dataclass(frozen=True)
 class Case:
     """A program and a point. `kind` says what the program computes with.
@@ -198,11 +203,6 @@ def engine(
     return enter
 
 # %% ../../nbs/36_compare.ipynb #0aa572c1
-def maths(exp: Any, log: Any) -> Any:
-    "What a program of single numbers needs."
-    return SimpleNamespace(array=list, exp=exp, log=log)
-
-
 def repeat(step: Callable[[Any], Any], count: int, x: Any) -> Any:
     "`step` so many times, in a loop of Python's."
     for _ in range(count):
