@@ -16,10 +16,11 @@ from gradbook import bench
 from gradbook.bench import MissingExtra
 from gradbook.roads import compare, cpp, native, peers
 from gradbook.roads.engines import ENGINES, Case, Unable, case, operations, plain
+from gradbook.roads.problems import Maths
 
 NUMBERS = (
     "det_minors:3 det_lu:4 mat_mul:3 ode:2 polynomial:20 speelpenning:20 sparse_jacobian:8"
-    " sparse_hessian:8 lax_wendroff:1 toon:1 robertson:1"
+    " sparse_hessian:8 lax_wendroff:1 toon:1 robertson:5"
 ).split()
 OTHERS = ("mlp:8", "waves:3", "many_ode:3", "many_det:10")
 SLOW = {  # these compile for seconds what others do at once
@@ -55,7 +56,8 @@ def test_gradients_are_those_of_mathematics(name: str, monkeypatch: pytest.Monke
             assert (name, key.split(":")[0]) in STUMBLES
             continue
         assert slopes is not None and slopes.dtype in (np.float64, np.float32)
-        assert this.error(slopes) < (1e-12 if slopes.dtype == np.float64 else 1e-5), key
+        close = 1e-5 if slopes.dtype != np.float64 else 1e-12 if this.kind != "arrays" else 1e-11
+        assert this.error(slopes) < close, key
         value = np.sum(np.asarray(ready.value(this.x), float)) if "taped" not in name else 0.0
         exact = np.sum(np.asarray(plain(this).value(this.x), float))
         assert value == pytest.approx(exact, rel=1e-12) or "gradbook" in name
@@ -81,6 +83,32 @@ def test_programs_in_cpp(name: str) -> None:
             assert found["recorded"] >= found["left"] > 0 and found["kept"] > 0
 
 
+def test_no_slope_can_be_lost_and_none_is_constant() -> None:
+    "Without the slope of any one input a case is wrong, and its slopes depend on the point."
+    assert len({case(key).name for key in compare.KEYS}) == len(compare.KEYS)
+    for key in compare.KEYS:
+        this = case(key)
+        if this.kind == "points":
+            continue
+        slopes = this.slopes(this.x)
+        assert this.error(slopes) == 0.0
+        for k in {*range(min(len(this.x), 64)), len(this.x) - 1}:
+            less = slopes.copy()
+            less[k] = 0.0
+            assert this.kind == "arrays" or this.error(less) == 1.0, (key, k)
+        assert not np.allclose(this.slopes(1.01 * this.x), slopes, rtol=1e-6), key
+
+
+def test_the_sum_of_squares_in_cpp_and_without() -> None:
+    this = case("lax_wendroff:1")
+    try:
+        program = cpp.built(cpp.LIBRARIES["CppAD"])
+    except (ImportError, native.NativeError) as error:
+        pytest.skip(str(error))
+    sums = cpp.measured(program, this, repeat=2, seconds=0.001, squares=False)["gradient"]
+    assert np.allclose(sums, this.problem.gradient(this.x), rtol=1e-12)
+
+
 def test_operations_are_counted() -> None:
     assert operations(case("polynomial:20")) == 40
     assert operations(case("speelpenning:20")) == 19
@@ -95,7 +123,7 @@ def test_operations_are_counted() -> None:
 def record(this: Case) -> Any:
     from gradbook.roads.taped import record
 
-    return record(this.problem, this.x.tolist())
+    return record(lambda x: this.total(x, Maths), this.x.tolist())
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
@@ -223,6 +251,16 @@ def test_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench.BENCHMARKS["compare"].run(2) is report
 
 
+def test_what_cannot_be_run_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "race", lambda *args, **more: pytest.fail("it started"))
+    with pytest.raises(ValueError, match="repeat=1; a spread needs at least 2"):
+        compare.comparison(1)
+    with pytest.raises(ValueError, match=r"no engine 'Pytorch'; there are .*PyTorch"):
+        compare.comparison(2, engines=("PyTorch", "Pytorch"))
+    with pytest.raises(ValueError, match=r"no case 'waves2'; there are .*waves"):
+        compare.comparison(2, ("waves2",))
+
+
 def test_only_results_become_rows() -> None:
     found = {"gradient_s": [1.0, 2.0, 3.0], "value_s": [0.5, 0.5], "record_s": 4.0,
              "first_s": 5.0, "peak": 100, "kept": 0, "error": 0.0, "dtype": "float32",
@@ -236,5 +274,6 @@ def test_only_results_become_rows() -> None:
     ours, cppad = compare.rows_of(answers)
     assert (ours.ratio, cppad.ratio) == (1.0, 0.5) and cppad.record_s == 5.0
     assert ours.bytes_per_operation is None and cppad.bytes_per_operation == 256
+    assert ours.peak_bytes == 100
     assert ours.over_function == 4.0 and ours.over_plain == 8.0 and ours.plain_s == 0.25
     assert math.isclose(ours.low_s, 1.5) and math.isclose(ours.high_s, 2.5)

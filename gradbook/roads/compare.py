@@ -31,13 +31,13 @@ import numpy as np
 from .. import __version__
 from ..bench import THREAD_VARIABLES, Report, Row, as_text, duration, machine
 from . import cpp, peers  # noqa: F401 (its engines enter themselves)
-from .engines import ENGINES, Case, Engine, Unable, case, operations
+from .engines import ENGINES, SIZED, Case, Engine, Unable, case, operations
 from .native import NativeError
 
 # %% auto #0
-__all__ = ['WORKER', 'Answers', 'OURS', 'LEAST', 'KEYS', 'GENERAL', 'samples', 'Memory', 'measured', 'answer', 'warm_up',
-           'on_one_core', 'Worker', 'too_long', 'by_worker', 'by_program', 'race', 'Measured', 'middle', 'rows_of',
-           'Table', 'cells', 'left_out', 'functions_alone', 'versions', 'comparison', 'summary_of']
+__all__ = ['WORKER', 'START', 'Answers', 'LIMIT', 'PATIENCE', 'OURS', 'LEAST', 'KEYS', 'GENERAL', 'samples', 'Memory', 'measured',
+           'answer', 'warm_up', 'on_one_core', 'Worker', 'too_long', 'by_worker', 'by_program', 'race', 'Measured',
+           'middle', 'rows_of', 'Table', 'cells', 'left_out', 'functions_alone', 'versions', 'comparison', 'summary_of']
 
 # %% ../../nbs/36_compare.ipynb #b450a88e
 def samples(f: Callable[[], Any], repeat: int, seconds: float) -> list[float]:
@@ -104,6 +104,7 @@ import json, sys
 from gradbook.roads.compare import answer, on_one_core, warm_up
 on_one_core()
 warm_up(sys.argv[1])
+print("{}", flush=True)  # ready
 for line in sys.stdin:
     print(json.dumps(answer(sys.argv[1], line.strip(), int(sys.argv[2]))), flush=True)
 """
@@ -135,6 +136,9 @@ def on_one_core() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 # %% ../../nbs/36_compare.ipynb #888795f7
+START = 60.0  # seconds for a library to be imported, which are no case's
+
+
 class Worker:
     "A process that answers for one engine, one case after the other, with fresh caches."
 
@@ -149,6 +153,7 @@ class Worker:
                 env={**os.environ, **kept, **caches}, cwd=folder,
             )  # fmt: skip
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.ready = False
         threading.Thread(target=self.listen, daemon=True).start()
 
     def listen(self) -> None:
@@ -165,7 +170,8 @@ class Worker:
         try:
             self.process.stdin.write(key + "\n")
             self.process.stdin.flush()
-            line = self.lines.get(timeout=limit)
+            self.ready = self.ready or bool(self.lines.get(timeout=START))
+            line = self.lines.get(timeout=limit) if self.ready else ""
         except queue.Empty:
             return {"why": f"no answer within {limit:g} s", "lost": True}
         except OSError:
@@ -184,6 +190,8 @@ class Worker:
 
 # %% ../../nbs/36_compare.ipynb #599c362f
 Answers = dict[tuple[str, str], dict[str, Any]]  # (case, engine) -> what was found, or why not
+LIMIT = 6.0  # seconds for all about a case
+PATIENCE = 1.2  # seconds to the first gradient, by the time of a smaller case
 
 
 def too_long(key: str, done: dict[str, Any], sizes: dict[str, int], limit: float) -> dict[str, Any]:
@@ -196,7 +204,7 @@ def too_long(key: str, done: dict[str, Any], sizes: dict[str, int], limit: float
     if found.get("lost"):
         return {"why": f"not tried after {smaller.partition(':')[2]}: {found['why']}", "lost": True}
     guess = found.get("first_s", found.get("guess", 0.0)) * sizes[key] / sizes[smaller]
-    if guess <= limit:
+    if guess <= limit or sizes[key] == sizes[smaller]:  # arrays: the program is no longer
         return {}
     return {"why": f"not tried: it would take about {guess:.0f} s", "guess": guess}
 
@@ -204,20 +212,17 @@ def too_long(key: str, done: dict[str, Any], sizes: dict[str, int], limit: float
 def by_worker(
     name: str, keys: Sequence[str], sizes: dict[str, int], repeat: int, limit: float
 ) -> dict[str, Any]:
-    "One engine's answers. A process that is lost is replaced, once."
+    "One engine's answers. A process that is lost is replaced, twice."
     done: dict[str, Any] = {}
     worker, losses = None, 0
-    compiles = ENGINES[name].once and not name.startswith("gradbook")  # grows faster than the size
-    patience = limit / 4 if compiles else limit if ENGINES[name].once else 0.6  # seconds, by guess
-    limit = limit if compiles else 2 * limit
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
             for key in keys:
-                if reason := too_long(key, done, sizes, patience):
+                if reason := too_long(key, done, sizes, PATIENCE):
                     done[key] = reason
                     continue
-                if losses > 1:
-                    done[key] = {"why": "not tried: its process was lost twice"}
+                if losses > 2:
+                    done[key] = {"why": "not tried: its process was lost three times"}
                     continue
                 worker = worker or Worker(name, repeat, folder)
                 done[key] = worker.ask(key, limit)
@@ -256,7 +261,7 @@ def by_program(name: str, keys: Sequence[str], repeat: int, limit: float) -> dic
 
 
 def race(
-    keys: Sequence[str], engines: Sequence[str], repeat: int = 20, limit: float = 8.0,
+    keys: Sequence[str], engines: Sequence[str], repeat: int = 20, limit: float = LIMIT,
     say: Callable[[str], object] = lambda line: None,
 ) -> Answers:  # fmt: skip
     "All engines on all cases, one process after the other. `limit`: seconds for a case."
@@ -283,14 +288,15 @@ class Measured(Row):
     """A row of the comparison. `median_s`, `low_s` and `high_s` are of a gradient, recorded before.
 
     `record_s`: recording, tracing or compiling, once; `first_s`: that and the first gradient.
-    `plain_s`: the function alone, in Python or NumPy. `error` is relative to the largest slope.
+    `plain_s`: the function alone, in Python or NumPy. `error`: the worst slope's, relative to it.
+    `over_function` is None where the function can't be run without its gradient.
     """
 
     record_s: float | None
     first_s: float
     function_s: float
     plain_s: float | None
-    over_function: float
+    over_function: float | None
     over_plain: float | None
     operations: int | None
     peak_bytes: int | None
@@ -324,16 +330,18 @@ def rows_of(answers: Answers) -> list[Measured]:
         median, low, high = middle(found["gradient_s"])
         function, count = middle(found["value_s"])[0], found["operations"]
         once = (ENGINES.get(name) or cpp.LIBRARIES[name]).once
-        grown = found["peak"] if found["peak"] and found["peak"] >= LEAST else None
+        grown = found["peak"]
+        large = grown and grown >= LEAST and count and count >= 1000
         rows.append(
             Measured(
                 case=this.name, engine=name, median_s=median, low_s=low, high_s=high,
                 ratio=middle(own["gradient_s"])[0] / median if "gradient_s" in own else math.nan,
                 record_s=found["record_s"] + found.get("shorten_s", 0.0) if once else None,
                 first_s=found["first_s"], function_s=function, plain_s=alone,
-                over_function=median / function, over_plain=median / alone if alone else None,
+                over_function=None if name == "gradbook straight C" else median / function,
+                over_plain=median / alone if alone else None,
                 operations=count, peak_bytes=grown, kept_bytes=found["kept"] or None,
-                bytes_per_operation=grown / count if grown and count and count >= 1000 else None,
+                bytes_per_operation=grown / count if large else None,
                 error=found["error"], dtype=found["dtype"], runs=len(found["gradient_s"]),
             )
         )  # fmt: skip
@@ -341,24 +349,30 @@ def rows_of(answers: Answers) -> list[Measured]:
 
 # %% ../../nbs/36_compare.ipynb #8ba72675
 KEYS = (
-    *"mlp:64 mlp:512 waves:20 waves:2000 many_ode:1000 many_ode:100000".split(),
-    *"det_minors:3 det_minors:4 det_minors:6 det_minors:8".split(),
-    *"lax_wendroff:2 lax_wendroff:20 lax_wendroff:200 lax_wendroff:2000".split(),
-    *"ode:10 ode:100 robertson:4 robertson:40 speelpenning:100 speelpenning:1000".split(),
-    *"det_lu:20 mat_mul:4 mat_mul:10 polynomial:50 toon:1 toon:5".split(),
-    *"sparse_jacobian:50 sparse_hessian:50".split(),
+    *"mlp:64 mlp:512 waves:20 waves:1000 many_ode:1000 many_ode:100000".split(),
+    *"det_minors:3 det_minors:5 det_minors:7".split(),
+    *"lax_wendroff:2 lax_wendroff:20 lax_wendroff:200 lax_wendroff:300".split(),
+    *"ode:10 ode:100 robertson:4 robertson:20 speelpenning:50".split(),
+    *"det_lu:20 mat_mul:4 polynomial:50 toon:1 toon:5 sparse_hessian:20".split(),
 )
 GENERAL = (
-    "one thread: each process is kept on one core",
-    "a gradient is of the sum of all outputs, dense, and comes with the value; where a tape is "
-    "recorded once, it is recorded before (the column `first` has both)",
-    "a point comes in and slopes go out as NumPy arrays: calls cost 1 to 100 µs in most libraries",
+    "one thread: each process is kept on one core; float64, but where a dtype is given",
+    "a gradient is dense, of one output: of the squares, added up, where a program has several; "
+    "it comes with the value; where a tape is recorded once, it is recorded before (the column "
+    "`first` has both)",
+    "a point comes in and slopes go out as NumPy arrays: calls cost 1 to 100 µs in most libraries; "
+    "the C++ programs call their libraries from C++, with no Python in their times",
+    "the C++ programs are compiled with -O3, our own sweeps with -O2, both for this processor",
     "medians, warm; `first` is cold, with no cache of compiled code but for our sweeps and C++",
+    "×function: over the function in the same engine, ×plain: over that in Python or NumPy",
     "memory: how far the resident set grew at its peak, recording included; not shown below "
     "0.5 MB or 1,000 operations, where it is the library's own",
     "operations: those of the program as written, the same for all, whatever a library makes of it",
-    "not tried: by the time that a smaller program took, or because none came for that",
+    f"not tried: by the time of a smaller program, over {PATIENCE:g} s to the first "
+    f"gradient; all about a case may take {LIMIT:g} s; the same for all",
+    "error: of the worst slope, relative to itself; among a network's many some nearly cancel",
     "after many steps Toon's scheme loses digits in all engines: it is timed at 5",
+    "loops of arrays: JAX and CasADi have their own loop, all others run Python's",
 )
 
 
@@ -387,7 +401,7 @@ class Table(Report):
     def block(self, case: str) -> str:
         "One case, the fastest first."
         rows = [r for r in self.rows if r.case == case and isinstance(r, Measured)]
-        heads = "engine gradient function first ×function B/op error ours/its".split()
+        heads = "engine gradient function first ×function ×plain B/op error ours/its".split()
         table = [heads] + [cells(r) for r in sorted(rows, key=lambda r: r.median_s)]
         alone = self.facts["alone"].get(case, {})
         count = rows[0].operations if rows else None
@@ -402,7 +416,9 @@ def cells(row: Measured) -> list[str]:
     times = [duration(s) for s in (row.median_s, row.function_s, row.first_s)]
     per = f"{row.bytes_per_operation:.0f}" if row.bytes_per_operation else ""
     ratio = "" if math.isnan(row.ratio) else f"{row.ratio:.2g}"
-    return [row.engine, *times, f"{row.over_function:.1f}", per, f"{row.error:.0e}", ratio]
+    over = [f"{x:.2g}" if x else "" for x in (row.over_function, row.over_plain)]
+    name = row.engine if row.dtype == "float64" else f"{row.engine} ({row.dtype})"
+    return [name, *times, *over, per, f"{row.error:.0e}", ratio]
 
 # %% ../../nbs/36_compare.ipynb #610c9bd0
 def left_out(answers: Answers) -> list[dict[str, str]]:
@@ -438,8 +454,15 @@ def comparison(
     repeat: int = 20, keys: Sequence[str] = KEYS, engines: Sequence[str] = (),
     say: Callable[[str], object] = lambda line: None,
 ) -> Table:  # fmt: skip
-    "Run the whole comparison."
+    "Run the whole comparison. Raises ValueError for what it doesn't know, before it starts."
+    if repeat < 2:
+        raise ValueError(f"comparison: repeat={repeat}; a spread needs at least 2 runs")
     names = engines or [*ENGINES, *cpp.LIBRARIES]
+    if unknown := [name for name in names if name not in ENGINES | cpp.LIBRARIES]:
+        known_ones = ", ".join([*ENGINES, *cpp.LIBRARIES])
+        raise ValueError(f"comparison: no engine {unknown[0]!r}; there are {known_ones}")
+    if unknown := [key for key in keys if key.partition(":")[0] not in SIZED]:
+        raise ValueError(f"comparison: no case {unknown[0]!r}; there are {', '.join(SIZED)}")
     answers = race(keys, names, repeat, say=say)
     rows = tuple(rows_of(answers))
     known = ENGINES | cpp.LIBRARIES
@@ -453,8 +476,10 @@ def comparison(
         "caveats": [*GENERAL, *caveats],
         "keys": list(keys),
         "repeat": repeat,
+        "limit_s": LIMIT,
+        "cpp_flags": " ".join(cpp.FLAGS),
     }
-    got = versions([*packages, "cmeel-cppad", "numpy"]) | own
+    got = versions([*packages, "cmeel-cppad", "numpy"]) | cpp.versions() | own
     return Table("compare", machine(), 1, got, rows, facts, summary_of(rows))
 
 
@@ -464,4 +489,5 @@ def summary_of(rows: Sequence[Measured]) -> str:
     for row in sorted(rows, key=lambda r: -r.median_s):
         best[row.case] = row.engine
     counts = Counter(best.values()).most_common()
-    return f"{len(rows)} rows; fastest: " + ", ".join(f"{name} {n}" for name, n in counts)
+    fastest = ", ".join(f"{name} {n}" for name, n in counts) or "none"
+    return f"{len(rows)} rows; fastest: {fastest}"

@@ -23,7 +23,7 @@ from .problems import draw, pattern
 
 # %% auto #0
 __all__ = ['PROGRAMS', 'MEASURE', 'PLAIN', 'CPPAD', 'ADOLC', 'ADEPT', 'LIBRARIES', 'FLAGS', 'BUFFERS', 'ADOLC_BUFFERS',
-           'TINY_DNN', 'Library', 'cppad_flags', 'adolc_flags', 'adept_flags', 'built', 'task', 'measured',
+           'TINY_DNN', 'Library', 'cppad_flags', 'adolc_flags', 'adept_flags', 'built', 'task', 'measured', 'versions',
            'tiny_dnn_steps']
 
 # %% ../../nbs/36_compare.ipynb #02d19c34
@@ -34,6 +34,7 @@ PROGRAMS = r"""
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <sched.h>
 #include <string>
 #include <vector>
 
@@ -222,9 +223,9 @@ template <class T> vector<T> robertson(const vector<T> &x, long steps)
     return y;
 }
 
-struct Task { std::string name; long size; Numbers extra; };
+struct Task { std::string name; long size; bool squares; Numbers extra; };
 
-template <class T> vector<T> program(const Task &task, const vector<T> &x)
+template <class T> vector<T> outputs(const Task &task, const vector<T> &x)
 {
     if (task.name == "det_minors") return det_minors(x);
     if (task.name == "det_lu") return det_lu(x);
@@ -239,6 +240,15 @@ template <class T> vector<T> program(const Task &task, const vector<T> &x)
     if (task.name == "robertson") return robertson(x, task.size);
     std::fprintf(stderr, "no program %s\n", task.name.c_str());
     std::exit(2);
+}
+
+template <class T> vector<T> program(const Task &task, const vector<T> &x)
+{
+    vector<T> y = outputs(task, x);
+    if (!task.squares || y.size() == 1) return y;
+    T total = y[0] * y[0];
+    for (size_t k = 1; k < y.size(); k++) total = total + y[k] * y[k];
+    return {total};
 }
 """
 
@@ -297,8 +307,12 @@ template <class F> Numbers clocked(F f, int repeat, double seconds)
 
 int main(int count, char **given)
 {
-    if (count != 5) return 2;
-    Task task{given[1], std::atol(given[2]), {}};
+    if (count != 6) return 2;
+    cpu_set_t core;  // stay where you are, as the others do
+    CPU_ZERO(&core);
+    CPU_SET(sched_getcpu(), &core);
+    sched_setaffinity(0, sizeof core, &core);
+    Task task{given[1], std::atol(given[2]), std::atoi(given[5]) != 0, {}};
     const int repeat = std::atoi(given[3]);
     const double seconds = std::atof(given[4]);
     const Numbers x = numbers();
@@ -309,7 +323,6 @@ int main(int count, char **given)
     const double recorded = now();
     engine.shorten();
     const double shortened = now();
-    engine.value(x);
     Numbers g = engine.gradient(x);
     const double first = now();
     const long most = peak();
@@ -413,21 +426,18 @@ struct Engine {
 ADEPT = r"""
 #include <adept.h>
 typedef adept::adouble Active;
+inline double value_of(double x) { return x; }
 static double value_of(const Active &x) { return x.value(); }
 """, r"""
 struct Engine {  // it records at each point
     adept::Stack stack;
     Task task;
     size_t recorded = 0, left = 0, kept = 0;
+    double y = 0.0;
     vector<Active> in, out;
     Engine(const Task &task, const Numbers &x) : task(task), in(x.size()) {}
     void shorten() {}
-    void value(const Numbers &x)
-    {
-        for (size_t i = 0; i < x.size(); i++) in[i].set_value(x[i]);
-        stack.new_recording();
-        out = program(task, in);
-    }
+    void value(const Numbers &x) { y = program(task, x)[0]; }
     Numbers reverse()
     {
         stack.clear_gradients();
@@ -439,7 +449,13 @@ struct Engine {  // it records at each point
         kept = stack.memory();
         return g;
     }
-    Numbers gradient(const Numbers &x) { value(x); return reverse(); }
+    Numbers gradient(const Numbers &x)
+    {
+        for (size_t i = 0; i < x.size(); i++) in[i].set_value(x[i]);
+        stack.new_recording();
+        out = program(task, in);
+        return reverse();
+    }
 };
 """
 
@@ -500,12 +516,14 @@ LIBRARIES = {
         Library("ADOL-C", ADOLC, adolc_flags, True,
                 ("its library is as Debian compiled it, without -march=native; buffers enlarged "
                  "so that no tape goes to a file; pivots are fixed",)),
-        Library("Adept", ADEPT, adept_flags, False, ("records at each point, as it is meant to",)),
+        Library("Adept", ADEPT, adept_flags, False,
+                ("records at each point, as it is meant to; its function is the program with "
+                 "doubles; its library has the flags of whoever built it",)),
     )
 }  # fmt: skip
 
 # %% ../../nbs/36_compare.ipynb #bd1c4b22
-FLAGS = ("-x", "c++", "-std=c++17", *native.FLAGS[:4], "-DNDEBUG", "-Wl,--no-as-needed")
+FLAGS = ("-x", "c++", "-std=c++17", "-O3", *native.FLAGS[1:4], "-DNDEBUG", "-Wl,--no-as-needed")
 
 
 def built(library: Library) -> Path:
@@ -530,13 +548,17 @@ ADOLC_BUFFERS = "".join(f'"{name}BUFSIZE" "{size}"\n' for name, size in BUFFERS.
 
 
 def measured(
-    program: Path, case: Case, repeat: int, seconds: float = 0.1, limit: float = 60.0
-) -> dict[str, Any]:
-    "Run a program on a case, in an empty folder. Raises NativeError."
+    program: Path, case: Case, repeat: int, seconds: float = 0.1, limit: float = 60.0,
+    squares: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a program on a case, in an empty folder. Raises NativeError.
+
+    Without `squares` the outputs are summed as they are.
+    """
     name, _, size = case.key.partition(":")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, ".adolcrc").write_text(ADOLC_BUFFERS, encoding="utf-8")
-        command = [str(program), name, size, str(repeat), str(seconds)]
+        command = [str(program), name, size, *map(str, (repeat, seconds, int(squares)))]
         try:
             run = subprocess.run(command, input=task(case), capture_output=True, text=True,
                                  cwd=folder, timeout=limit)  # fmt: skip
@@ -592,6 +614,19 @@ int main(int count, char **given)
 """
 
 # %% ../../nbs/36_compare.ipynb #00028ecb
+def versions() -> dict[str, str]:
+    "Versions of the libraries that are no packages, as their files say, and the compiler's."
+    found = {}
+    for path in Path("/usr/lib").glob("*/libadolc.so"):
+        found["ADOL-C"] = path.resolve().name.partition(".so.")[2]
+    header = Path(os.environ.get("ADEPT_DIR", ""), "include/adept/base.h")
+    if header.is_file():
+        found["Adept"] = header.read_text().partition('ADEPT_VERSION_STR "')[2].partition('"')[0]
+    with contextlib.suppress(NativeError):
+        found["compiler"] = native.builder().splitlines()[1]
+    return found
+
+
 def tiny_dnn_steps(steps: int = 20, limit: float = 120.0) -> list[float]:
     """Seconds of training steps: LeNet-5, batch 128, Adam, float32, on one core.
 
