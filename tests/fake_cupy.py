@@ -21,6 +21,7 @@ from gradbook.cuda.sim import BOUNDED, SimModule
 COPIES: Counter[str] = Counter()  # "to host", "to device", "waits"
 PINNED: list[Any] = []
 USED: set[str] = set()  # names of the library that were asked for
+PRODUCTS: Counter[tuple[int, int]] = Counter()  # of how many axes the factors of products are
 
 
 class ndarray:
@@ -225,6 +226,11 @@ class Launcher:
 LAUNCHES: Counter[str] = Counter()
 
 
+def matmul(x: Any, y: Any, **kwargs: Any) -> Any:
+    PRODUCTS[x.ndim, y.ndim] += 1
+    return calling(np.matmul)(x, y, **kwargs)
+
+
 @contextmanager
 def fake_cupy() -> Iterator[Any]:
     "Inside, `import cupy` gives the stand-in, with one card."
@@ -296,7 +302,7 @@ def fake_cupy() -> Iterator[Any]:
     )  # fmt: skip
     pool = SimpleNamespace(free_all_blocks=lambda: None)
     cupy.__dict__.update(
-        ndarray=ndarray, asarray=to_card, array=to_card, RawModule=RawModule,
+        ndarray=ndarray, asarray=to_card, array=to_card, RawModule=RawModule, matmul=matmul,
         asnumpy=lambda x, **k: x.get(), __version__="0", get_default_memory_pool=lambda: pool,
         ascontiguousarray=lambda x, dtype=None: ndarray(
             np.ascontiguousarray(inner(x), dtype)
@@ -312,6 +318,7 @@ def fake_cupy() -> Iterator[Any]:
                "cupyx.scipy.special": special}  # fmt: skip
     COPIES.clear()
     LAUNCHES.clear()
+    PRODUCTS.clear()
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cupy import COPIES, LAUNCHES, fake_cupy
+from fake_cupy import COPIES, LAUNCHES, PRODUCTS, fake_cupy
 from fake_cupy import ndarray as CardArray
 
 import gradbook as gb
@@ -459,6 +459,8 @@ def test_a_gpt_learns_on_the_card_as_here(own: bool) -> None:
         for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
             assert q.device.kind == "cuda" and near(q.numpy(), p.numpy(), 1e-4), name
     assert np.allclose(there, here, rtol=1e-5)  # dropout included: its bits are the same
+    # CuPy's product of rows on more axes with a matrix is a batched one, and knows no TF32
+    assert PRODUCTS[2, 2] and all(x == y for x, y in PRODUCTS)
     if own:
         assert copies == {"waits": 2}  # two steps, and each waits for the norm that it clips
         assert launched["adamw"] == 4 and launched["add_rows"] == 2  # two groups, two steps
