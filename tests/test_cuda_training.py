@@ -31,7 +31,13 @@ from gradbook.models.gpt import (
 )
 from gradbook.models.lenet import LeNet5
 from gradbook.nn import attention, conv, norm
-from gradbook.nn.losses import cross_entropy, surprisal, surprisal_slope
+from gradbook.nn.losses import (
+    cross_entropy,
+    hinge_loss,
+    nll_loss,
+    surprisal,
+    surprisal_slope,
+)
 from gradbook.optim import clip
 from gradbook.optim.adam import Adam, AdamW
 from gradbook.tensor import random
@@ -392,6 +398,68 @@ def test_on_numpy_arrays_nothing_changes() -> None:
     with switch.own_kernels():
         assert gb.nn.norm.standardise.primitive.impl(np, x, axis=(1,), eps=0.1)
     assert len(LAUNCHES) == before
+
+
+@needs_compiler
+@pytest.mark.parametrize("own", [True, False])
+def test_on_a_card_the_loss_of_a_wrong_class_is_nan(own: bool) -> None:
+    x = some(3, 10)
+    with fake_cupy(), switch.own_kernels(own):
+        for wrong in ([1, -1, 3], [-1, 1, 3], [1, 3, 10], [12, 3, 1]):
+            for loss in (cross_entropy, nll_loss, hinge_loss):
+                leaf = Tensor(x, device="cuda", requires_grad=True)
+                targets = Tensor(np.array(wrong), device="cuda")
+                each = loss(leaf, targets, reduction="none").numpy()
+                assert (np.isnan(each) == [not 0 <= k < 10 for k in wrong]).all(), (loss, wrong)
+                assert np.isnan(loss(leaf, targets).item())
+        ignored = cross_entropy(leaf, Tensor(np.array([1, -100, 3]), device="cuda")).item()
+    assert abs(ignored - cross_entropy(x[[0, 2]], np.array([1, 3])).item()) < 1e-6
+
+
+@needs_compiler
+@in_three_orders
+def test_kernels_never_read_the_place_of_a_wrong_class(order: str) -> None:
+    x, targets = some(3, 33), np.array([-1, 5, 33])
+    with simulating(check=True, order=order):
+        losses = fused.surprisal(x, targets)
+        slope = fused.surprisal_slope(np.ones(3, "float32"), x, targets)
+        again = fused.cross_entropy_(x, targets, 1.0)
+    for found in (losses, again, slope.mean(1), x.mean(1)):
+        assert (np.isnan(found) == [True, False, True]).all()
+    assert near(slope[1], x[1]) and losses[1] == again[1]
+
+
+@needs_compiler
+def test_an_embedding_gets_nothing_for_rows_that_it_has_not() -> None:
+    ids, g = np.array([4, -1, 0, 5]), some(4, 3)
+    with simulating(check=True):
+        found = fused.embedding_back(ids, g, 5)
+    assert (found[4] == g[0]).all() and (found[0] == g[2]).all() and not found[1:4].any()
+
+
+class Huge:
+    "Looks like a card's array of float32 with 2**31 elements."
+
+    dtype, shape, size = np.dtype("float32"), (2**16, 2**15), 2**31
+    ndim, flags = 2, type("", (), {"c_contiguous": True})
+
+
+@needs_compiler
+def test_the_switch_steps_aside_where_kernels_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not switch.fits(Huge()) and not switch.filled(Huge())
+    assert switch.REPLACED["softmax"](Huge(), axis=1) is NotImplemented
+    with fake_cupy() as cupy:
+        def refuse(*args: Any, **how: Any) -> Any:
+            raise kernels.KernelError("an array has 2**31 elements or more")
+
+        x = cupy.asarray(some(5, 33))
+        for shape, own in (((1, 8192), 0), ((200, 8192), 1), ((3, 33), 1)):
+            LAUNCHES.clear()
+            TABLE["reduce_sum"].impl(cupy, cupy.asarray(some(*shape)), axis=(1,))
+            assert LAUNCHES["row_sum"] == own, shape
+        monkeypatch.setattr(kernels, "softmax", refuse)
+        y = TABLE["softmax"].impl(cupy, x, axis=1)
+        assert near(y._a, TABLE["softmax"].impl(np, x._a, axis=1))
 
 
 def test_the_loader_brings_batches_to_the_card_in_advance() -> None:

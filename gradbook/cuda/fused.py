@@ -154,6 +154,7 @@ def layer_norm_back(
 
 # %% ../../nbs/27b_kernels.ipynb #a9d5bb8b
 LOSS = Source(r"""
+#define NO_NUMBER __uint_as_float(0x7fc00000u)
 __device__ __forceinline__ float log_total(const REAL* x, int n, float* room) {  // online
     float top = LOWEST, sum = 0.0f;
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
@@ -169,14 +170,17 @@ extern "C" __global__ void surprisal(const REAL* x, const long long* targets, fl
     __shared__ float room[32];
     x += (long long)blockIdx.x * n;
     float total = log_total(x, n, room);
-    if (threadIdx.x == 0) losses[blockIdx.x] = total - up(x[targets[blockIdx.x]]);
+    long long target = targets[blockIdx.x];
+    if (threadIdx.x == 0)
+        losses[blockIdx.x] = 0 <= target && target < n ? total - up(x[target]) : NO_NUMBER;
 }
 extern "C" __global__ void surprisal_slope(const float* g, const REAL* x,
                                            const long long* targets, REAL* out, int n) {
     __shared__ float room[32];
     x += (long long)blockIdx.x * n, out += (long long)blockIdx.x * n;
-    float total = log_total(x, n, room), scale = g[blockIdx.x];
     long long target = targets[blockIdx.x];
+    float total = log_total(x, n, room);
+    float scale = 0 <= target && target < n ? g[blockIdx.x] : NO_NUMBER;
     for (int i = threadIdx.x; i < n; i += blockDim.x)
         put(out + i, scale * (expf(up(x[i]) - total) - (i == target ? 1.0f : 0.0f)));
 }
@@ -186,6 +190,7 @@ extern "C" __global__ void cross_entropy(REAL* x, const long long* targets, floa
     x += (long long)blockIdx.x * n;
     float total = log_total(x, n, room);
     long long target = targets[blockIdx.x];
+    if (target < 0 || target >= n) target = 0, total = NO_NUMBER;
     if (threadIdx.x == 0) losses[blockIdx.x] = total - up(x[target]);
     __syncthreads();  // the target's logit must be read before it is overwritten
     for (int i = threadIdx.x; i < n; i += blockDim.x)
@@ -238,8 +243,9 @@ __device__ __forceinline__ float gelu_tanh_slope_of(float x) {
     float t = tanhf(SQRT_2_PI * (x + 0.044715f * x * x * x));
     return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * SQRT_2_PI * (1.0f + 0.134145f * x * x);
 }
-#define STEPS(i, n) \
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+#define STEPS(i, n)  /* unsigned: the last step may go beyond 2^31 */ \
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < (unsigned)(n); \
+         i += gridDim.x * blockDim.x)
 extern "C" __global__ void gelu(const REAL* x, REAL* y, int n) {
     STEPS(i, n) put(y + i, gelu_of(up(x[i])));
 }
@@ -309,9 +315,10 @@ def adamw_(
 # %% ../../nbs/27b_kernels.ipynb #c27de601
 EMBEDDING = Source(r"""
 extern "C" __global__ void add_rows(const long long* ids, const long long* order, const REAL* g,
-                                    float* out, int count, int dim) {
+                                    float* out, int count, int dim, int rows) {
     int first = blockIdx.x;
     long long id = ids[first];
+    if (id < 0 || id >= rows) return;  // no row of the table
     if (first > 0 && ids[first - 1] == id) return;  // another block has this id
     for (int d = threadIdx.x; d < dim; d += blockDim.x) {
         float sum = 0.0f;
@@ -328,7 +335,7 @@ def embedding_back(ids: Array, g: Array, rows: int) -> Array:
     flat_ids = ids.reshape(-1).astype(np.int64)
     order = xp.argsort(flat_ids, kind="stable").astype(np.int64)
     out = xp.zeros((rows, dim), np.float32)
-    args = (flat_ids[order], order, g, out, flat_ids.size, dim)
+    args = (flat_ids[order], order, g, out, flat_ids.size, dim, rows)
     if flat_ids.size:
         EMBEDDING("add_rows", (flat_ids.size,), threads_for(dim), *args, REAL=kind_of(g))
     return out
@@ -345,27 +352,27 @@ __device__ __forceinline__ void philox(unsigned c[4], unsigned k0, unsigned k1) 
 }
 extern "C" __global__ void random_words(unsigned* out, unsigned k0, unsigned k1, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (4 * i >= n) return;
+    if (i > (n - 1) / 4) return;  // 4 * i may be beyond an int
     unsigned c[4] = {(unsigned)i, 0, 0, 0};
     philox(c, k0, k1);
-    for (int j = 0; j < 4 && 4 * i + j < n; j++) out[4 * i + j] = c[j];
+    for (int j = 0; j < 4 && j < n - 4 * i; j++) out[4 * i + j] = c[j];
 }
 extern "C" __global__ void dropout_mask(float* y, unsigned k0, unsigned k1, int level,
                                         float factor, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (8 * i >= n) return;
+    if (i > (n - 1) / 8) return;
     unsigned c[4] = {(unsigned)i, 0, 0, 0};
     philox(c, k0, k1);
-    for (int j = 0; j < 8 && 8 * i + j < n; j++)
+    for (int j = 0; j < 8 && j < n - 8 * i; j++)
         y[8 * i + j] = int(c[j / 2] >> 16 * (j % 2) & 0xffff) < level ? factor : 0.0f;
 }
 extern "C" __global__ void dropout(const REAL* x, REAL* y, unsigned k0, unsigned k1,
                                    int level, float factor, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;  // eight numbers: four words, two halves each
-    if (8 * i >= n) return;
+    if (i > (n - 1) / 8) return;
     unsigned c[4] = {(unsigned)i, 0, 0, 0};
     philox(c, k0, k1);
-    for (int j = 0; j < 8 && 8 * i + j < n; j++) {
+    for (int j = 0; j < 8 && j < n - 8 * i; j++) {
         int half = c[j / 2] >> 16 * (j % 2) & 0xffff;
         put(y + 8 * i + j, half < level ? up(x[8 * i + j]) * factor : 0.0f);
     }

@@ -35,8 +35,8 @@ def fits(*arrays: Any) -> bool:
 
 
 def filled(x: Any) -> bool:
-    "Whether this is a float32 array with something in it."
-    return getattr(x, "dtype", None) == np.float32 and x.size > 0
+    "Whether this is a float32 array with something in it, and not more than a kernel can count."
+    return getattr(x, "dtype", None) == np.float32 and 0 < x.size < 2**31
 
 
 def tight(*arrays: Array) -> list[Array]:
@@ -54,7 +54,10 @@ def replace(operation: Any) -> Callable[[Fit], Fit]:
         @wraps(before)
         def impl(xp: Any, *arrays: Any, **params: Any) -> Any:
             if xp is not np and ACTIVE.get():
-                found = ours(*arrays, **params)
+                try:
+                    found = ours(*arrays, **params)
+                except kernels.KernelError:  # a result too large to count, say
+                    found = NotImplemented
                 if found is not NotImplemented:
                     return found
             return before(xp, *arrays, **params)
@@ -88,8 +91,10 @@ def _softmax(x: Array, *, axis: int) -> Any:
 
 @replace(core.reduce_sum)
 def _reduce_sum(x: Array, *, axis: tuple[int, ...]) -> Any:
-    long = getattr(x, "ndim", 0) and x.shape[-1] >= 32
-    return kernels.row_sum(x) if long and fits(x) and last(x, axis) else NotImplemented
+    if not (getattr(x, "ndim", 0) and fits(x) and last(x, axis) and x.shape[-1] >= 32):
+        return NotImplemented
+    enough = x.shape[-1] <= 4096 or x.size // x.shape[-1] >= 128  # rows, a block for each
+    return kernels.row_sum(x) if enough else NotImplemented
 
 
 @replace(norm.standardise)
@@ -206,7 +211,8 @@ def _attend_back(
 # %% ../../nbs/27b_kernels.ipynb #9b8aede1
 @wraps(norm.kept)
 def _kept(key: Key, p: float, shape: tuple[int, ...], x: core.Tensor) -> core.Tensor:
-    if is_cupy(x.data) and x.dtype == np.float32 and ACTIVE.get():
+    fine = x.dtype == np.float32 and math.prod(shape) < 2**31
+    if is_cupy(x.data) and fine and ACTIVE.get():
         return core.wrap(fused.dropout_mask(key, p, shape, x.data))
     masked: core.Tensor = _kept.__wrapped__(key, p, shape, x)
     return masked
@@ -240,7 +246,7 @@ def gathered(optimiser: Any, k: int, jobs: list[Any]) -> list[Array]:
 def suits(optimiser: Any, jobs: list[Any]) -> bool:
     "Whether these parameters are on a card, of float32, and AdamW's rule is theirs."
     own = type(optimiser).rule is adam.Adam.rule
-    return own and all(is_cupy(p.data) and p.dtype == np.float32 for p, *_ in jobs)
+    return own and all(is_cupy(p.data) and filled(p.data) for p, *_ in jobs)
 
 
 @wraps(adam.AdamW.work)
@@ -254,7 +260,8 @@ def _work(self: Any, jobs: list[Any]) -> None:
             _work.__wrapped__(self, mine)
             continue
         options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        if len(mine) == len(group["params"]) and len({job[3]["step"] for job in mine}) == 1:
+        whole = len(mine) == len(group["params"]) and sum(p.size for p, *_ in mine) < 2**31
+        if whole and len({job[3]["step"] for job in mine}) == 1:
             p, g, m, v = gathered(self, k, mine)
             fused.adamw_(p, g, m, v, mine[0][3]["step"], **options)
             continue
