@@ -305,6 +305,7 @@ def fake_cupy() -> Iterator[Any]:
     runtime = SimpleNamespace(
         getDeviceCount=lambda: 1, getDeviceProperties=lambda k: {"name": b"a pretended card"},
         driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000,
+        deviceSynchronize=lambda: None,
     )  # fmt: skip
     linalg = types.ModuleType("cupy._core._routines_linalg")
     kinds = {"float32": 1}

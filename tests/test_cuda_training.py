@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -701,9 +702,12 @@ def test_racers_agree(small_race: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     for cases in race.RACES:
         for case in cases(small_race, torch, **SMALL[cases.__name__]):
+            for name in case.engines:  # what will be checked on a card, on the pretended one
+                far = race.checked(small_race, case, name)
+                assert (far is None) == (not name.startswith("gradbook")), (case.name, name)
             found = {name: values(engine()) for name, engine in case.engines.items()}
             seen |= found.keys()
-            own = found.pop("gradbook")
+            own = found.pop("gradbook", None)
             chance = "dropout" in case.name and "dropout 0," not in case.name
             for name, other in found.items():
                 if own is None or other is None or case.name == "dropout":
@@ -718,6 +722,47 @@ def test_racers_agree(small_race: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
+def test_a_kernel_that_does_too_little_is_not_fast(
+    small_race: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, broken = kernels.Source.__call__, []
+
+    def early(self: Any, name: str, blocks: Any, *args: Any, **how: Any) -> None:
+        fewer = 0 if name in ("layer_norm_back", "gelu_tanh", "adamw") else blocks[0] - 1
+        broken.append(name)  # the last block never starts; where others would do its work, none
+        if fewer:
+            plain(self, name, (fewer, *blocks[1:]), *args, **how)
+
+    sizes = {**SMALL, "adamw_cases": {"n": 4096}, "convolution_cases": {"side": 9}}
+    names = ("memory_cases", "adamw_cases", "loss_cases", "convolution_cases", "lenet_cases")
+    for cases in (getattr(race, name) for name in names):
+        for case in cases(small_race, None, **sizes[cases.__name__]):
+            broken.clear()
+            failed: dict[str, str] = {}
+            with monkeypatch.context() as patch:
+                patch.setattr(kernels.Source, "__call__", early)
+                rows = list(race.run_case(small_race, case, 2, failed))
+            if broken:
+                assert "WrongResult" in failed[f"{case.name}: gradbook"], case.name
+                assert "gradbook" not in {row["engine"] for row in rows}
+                assert all(row["ratio"] is None for row in rows)
+
+
+def test_how_far_results_are_apart(small_race: Any) -> None:
+    x = small_race.asarray(np.ones((3, 5), "float32"))
+    y = x.copy()
+    assert race.apart(small_race, x, y) == 0
+    y[2, 4] = 3.0
+    assert race.apart(small_race, x, y) == pytest.approx(2 / 3)
+    y[2, 4] = np.nan
+    case = race.Case("one", {"gradbook": lambda: y}, wanted=lambda: x)
+    with pytest.raises(race.WrongResult, match="nan from what is wanted"):
+        race.checked(small_race, case, "gradbook")
+    with pytest.raises(race.WrongResult, match="shape"):
+        race.checked(small_race, case._replace(wanted=lambda: x[:2]), "gradbook")
+
+
+@needs_compiler
 def test_the_whole_bench_on_a_pretended_card(
     small_race: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -726,7 +771,7 @@ def test_the_whole_bench_on_a_pretended_card(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = torch.backends.cuda.matmul.allow_tf32
     whole = race.cuda_race
-    monkeypatch.setattr(race, "cuda_race", lambda repeat: whole(repeat, SMALL))
+    monkeypatch.setattr(race, "cuda_race", lambda repeat, say: whole(repeat, SMALL, say))
     report = bench.cuda_bench(1)
     assert report.facts["failed"] == {} and report.facts["gpu"] == "a pretended card"
     names = {row.case for row in report.rows}
@@ -760,6 +805,39 @@ def test_a_race_that_fails_does_not_stop_the_others(
     ]  # fmt: skip
     assert found["failed"] == {"one: torch": "MemoryError: no room", "one": "ValueError: no second"}
     assert found["rows"][1]["bytes_per_s"] == 1e6
+
+
+def test_a_fault_of_the_card_leaves_the_rows_so_far(
+    small_race: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, lines = [], []
+
+    def sticky(*args: Any) -> None:
+        if broken:
+            raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access")
+
+    def fault() -> Any:
+        broken.append(1)
+        sticky()
+
+    def one(xp: Any, torch: Any) -> Iterator[race.Case]:
+        yield race.Case("one", {"gradbook": lambda: None, "torch": fault, "late": lambda: None})
+
+    def two(xp: Any, torch: Any) -> Iterator[race.Case]:
+        raise AssertionError("after the fault")
+        yield
+
+    runtime = small_race.cuda.runtime
+    for place in (runtime, small_race.get_default_memory_pool(), small_race.cuda.Event):
+        for name in ("deviceSynchronize", "free_all_blocks", "record"):
+            if hasattr(place, name):
+                monkeypatch.setattr(place, name, sticky)
+    monkeypatch.setattr(race, "RACES", (one, two))
+    found = race.cuda_race(2, say=lines.append)
+    assert [(r["case"], r["engine"]) for r in found["rows"]] == [("one", "gradbook")]
+    assert [json.loads(line) for line in lines[1:]] == found["rows"]
+    assert "illegal" in found["failed"]["one: torch"] and "CardLost" in found["failed"]["one"]
+    assert "two" not in found["failed"] and found["gpu"] == "a pretended card"
 
 
 def test_the_bench_without_a_card_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

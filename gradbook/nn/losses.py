@@ -235,7 +235,7 @@ def picked(x: Any, targets: Any, axis: int) -> Any:
     if isinstance(seen(targets), np.ndarray):
         return right
     classes = minimum(abs(targets), x.shape[axis] - 1)  # where nobody looked at the targets
-    return cast(Tensor, where(equal(targets, classes), right, nan))
+    return where(equal(targets, classes), right, nan)
 
 
 def moved(t: Any, x: Any, targets: Any, axis: int) -> Any:
