@@ -438,6 +438,39 @@ def test_an_embedding_gets_nothing_for_rows_that_it_has_not() -> None:
     assert (found[4] == g[0]).all() and (found[0] == g[2]).all() and not found[1:4].any()
 
 
+def test_arrays_that_do_not_belong_together_are_refused() -> None:
+    x, low, targets = some(3, 33), to_bf16(some(3, 33)), np.array([0, 1, 2])
+    for call in (
+        lambda: fused.layer_norm(low, x[0].copy(), x[0].copy()),
+        lambda: fused.layer_norm_back(x, low, x[0].copy(), x[:, 0].copy(), x[:, 0].copy()),
+        lambda: fused.flat("gelu_slope", low, x),
+        lambda: fused.flat("gelu_slope", x[:1], x),
+        lambda: fused.surprisal(x, targets.astype("int32")),
+        lambda: fused.surprisal_slope(x[:, 0].copy(), x, targets[:2]),
+        lambda: fused.cross_entropy_(x, targets[:2]),
+    ):
+        with simulating(check=False), pytest.raises(kernels.KernelError):
+            call()
+
+
+@needs_compiler
+def test_parts_of_the_flat_buffers_begin_at_even_addresses() -> None:
+    with fake_cupy():
+        shapes = (3, 5), (70,), (2, 64), (1,)
+        given = [Tensor(Tensor(some(*s), device="cuda").data, requires_grad=True) for s in shapes]
+        opt, wanted = AdamW(given, lr=0.1), [p.numpy() for p in given]
+        peers = [Tensor(p, requires_grad=True) for p in wanted]
+        peer = AdamW(peers, lr=0.1)
+        for _ in range(2):
+            for p, q in zip(given, peers):
+                p.grad, q.grad = Tensor(p.data), Tensor(q.data)
+            opt.step()
+            peer.step()
+        first = given[0].data.data.ptr
+        assert all((p.data.data.ptr - first) % 256 == 0 for p in given)
+        assert all(near(p.numpy(), q.numpy()) for p, q in zip(given, peers, strict=True))
+
+
 class Huge:
     "Looks like a card's array of float32 with 2**31 elements."
 

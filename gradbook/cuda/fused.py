@@ -18,8 +18,8 @@ from ..tensor.random import MULTIPLIERS, STEPS, Key
 __all__ = ['STANDARDISE', 'LAYER_NORM', 'NORM', 'LOSS', 'GELU', 'ADAMW', 'FLAT', 'EMBEDDING', 'DROPOUT', 'TILED', 'TILED_TENSOR',
            'CONVOLUTIONS', 'CONV', 'CONV_TENSOR', 'FLASH_FORWARD', 'FLASH_BACK_Q', 'FLASH_BACK_KV', 'FLASH',
            'FLASH_TILES', 'ONLINE', 'FLASH_TENSOR', 'TENSOR_BACK_Q', 'TENSOR_BACK_KV', 'FLASH_TENSOR_BACK', 'FAR',
-           'threads_for', 'standardise', 'standardise_back', 'layer_norm', 'layer_norm_back', 'surprisal',
-           'surprisal_slope', 'cross_entropy_', 'grid', 'flat', 'adamw_', 'embedding_back', 'random_words',
+           'one_kind', 'threads_for', 'standardise', 'standardise_back', 'layer_norm', 'layer_norm_back', 'targeted',
+           'surprisal', 'surprisal_slope', 'cross_entropy_', 'grid', 'flat', 'adamw_', 'embedding_back', 'random_words',
            'share_kept', 'dropout', 'dropout_mask', 'convolved', 'convolve', 'convolve_transposed', 'convolve_weight',
            'heads_of', 'on_tensor_cores', 'attend', 'attend_back']
 
@@ -105,6 +105,13 @@ extern "C" __global__ void layer_norm_back(
 NORM = Source(STANDARDISE + LAYER_NORM)
 
 # %% ../../nbs/27b_kernels.ipynb #15440ea7
+def one_kind(name: str, *arrays: Array) -> str:
+    "The type of all these arrays' elements in a kernel's text; raises KernelError."
+    if len({x.dtype for x in arrays}) > 1:
+        raise KernelError(f"{name}: arrays of {', '.join(str(x.dtype) for x in arrays)}")
+    return kind_of(arrays[0])
+
+
 def threads_for(n: int) -> int:
     "How many threads a row of `n` numbers is worth: whole warps, 32 to 512."
     return min(512, max(32, -(-n // 128) * 32))
@@ -134,7 +141,8 @@ def layer_norm(x: Array, w: Array, b: Array, eps: float = 1e-5) -> tuple[Array, 
     xp, n = namespace(x), x.shape[-1]
     y, mean, rstd = xp.empty_like(x), *(xp.empty(x.shape[:-1], np.float32) for _ in range(2))
     args = (x, w, b, y, mean.reshape(-1), rstd.reshape(-1), n, float(eps))
-    NORM("layer_norm", (mean.size,), threads_for(n), *args, REAL=kind_of(x))
+    kind = one_kind("layer_norm", x, w, b)
+    NORM("layer_norm", (mean.size,), threads_for(n), *args, REAL=kind)
     return y, mean, rstd
 
 
@@ -149,7 +157,7 @@ def layer_norm_back(
     shared = 4 * (2 * n + 32)
     blocks = min(rows, 264)  # two for each of an H100's 132 multiprocessors
     NORM("layer_norm_back", (blocks,), threads_for(n), *args, shared=shared,
-         REAL=kind_of(x))  # fmt: skip
+         REAL=one_kind("layer_norm_back", g, x, w))  # fmt: skip
     return dx, dw, db
 
 # %% ../../nbs/27b_kernels.ipynb #a9d5bb8b
@@ -199,11 +207,21 @@ extern "C" __global__ void cross_entropy(REAL* x, const long long* targets, floa
 """)
 
 # %% ../../nbs/27b_kernels.ipynb #9b6b5019
+def targeted(x: Array, targets: Array) -> str:
+    "`kind_of(x)`, if each row has a target, of int64; raises KernelError."
+    if targets.dtype != np.int64 or targets.shape != x.shape[:-1]:
+        raise KernelError(
+            f"targets of int64 and shape {x.shape[:-1]} are needed,"
+            f" not of {targets.dtype} and {targets.shape}"
+        )
+    return kind_of(x)
+
+
 def surprisal(x: Array, targets: Array) -> Array:
     "log(sum(e^x)) - x[target] for each row of (..., classes), as float32."
     losses = namespace(x).empty(targets.shape, np.float32)
     args = (x, targets, losses, x.shape[-1])
-    LOSS("surprisal", (losses.size,), threads_for(x.shape[-1]), *args, REAL=kind_of(x))
+    LOSS("surprisal", (losses.size,), threads_for(x.shape[-1]), *args, REAL=targeted(x, targets))
     return losses
 
 
@@ -211,7 +229,8 @@ def surprisal_slope(g: Array, x: Array, targets: Array) -> Array:
     "g * (softmax(x) - onehot), the cotangent of the logits."
     out = namespace(x).empty_like(x)
     args = (g, x, targets, out, x.shape[-1])
-    LOSS("surprisal_slope", (targets.size,), threads_for(x.shape[-1]), *args, REAL=kind_of(x))
+    kind = targeted(x, targets)
+    LOSS("surprisal_slope", (targets.size,), threads_for(x.shape[-1]), *args, REAL=kind)
     return out
 
 
@@ -223,7 +242,8 @@ def cross_entropy_(logits: Array, targets: Array, scale: float | None = None) ->
     losses, n = namespace(logits).empty(targets.shape, np.float32), logits.shape[-1]
     scale = 1.0 / targets.size if scale is None else scale
     args = (logits, targets, losses, n, float(scale))
-    LOSS("cross_entropy", (targets.size,), threads_for(n), *args, REAL=kind_of(logits))
+    kind = targeted(logits, targets)
+    LOSS("cross_entropy", (targets.size,), threads_for(n), *args, REAL=kind)
     return losses
 
 # %% ../../nbs/27b_kernels.ipynb #086eedfb
@@ -297,7 +317,9 @@ def grid(n: int, each: int = 1024) -> tuple[int]:
 def flat(name: str, *arrays: Array) -> Array:
     "An elementwise kernel of `FLAT`: arrays of one size in, one out."
     out = namespace(*arrays).empty_like(arrays[-1])
-    FLAT(name, grid(out.size), 256, *arrays, out, out.size, REAL=kind_of(out))
+    if len({x.shape for x in arrays}) > 1:
+        raise KernelError(f"{name}: arrays of shapes {', '.join(str(x.shape) for x in arrays)}")
+    FLAT(name, grid(out.size), 256, *arrays, out, out.size, REAL=one_kind(name, *arrays))
     return out
 
 

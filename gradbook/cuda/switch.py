@@ -21,7 +21,7 @@ from ..tensor.random import Key
 
 # %% auto #0
 __all__ = ['Fit', 'ACTIVE', 'REPLACED', 'fits', 'filled', 'tight', 'replace', 'own_kernels', 'last', 'alike', 'plain', 'one_lead',
-           'gathered', 'suits']
+           'in_row', 'gathered', 'suits']
 
 # %% ../../nbs/27b_kernels.ipynb #22331634
 Fit = Callable[..., Any]  # gives the result, or NotImplemented
@@ -222,6 +222,12 @@ if not hasattr(norm.kept, "__wrapped__"):
     norm.kept = _kept
 
 # %% ../../nbs/27b_kernels.ipynb #24aa56fa
+def in_row(parts: Any) -> list[Array]:
+    "These arrays, flat, and zeros between them: each begins at a multiple of 256 bytes."
+    zeros = namespace(*parts).zeros(63, np.float32)
+    return [x for part in parts for x in (part.reshape(-1), zeros[: -part.size % 64])]
+
+
 def gathered(optimiser: Any, k: int, jobs: list[Any]) -> list[Array]:
     "The flat buffers p, g, m, v of group `k`, with this step's slopes."
     kept: dict[int, Any] = vars(optimiser).setdefault("_gathered", {})
@@ -229,17 +235,17 @@ def gathered(optimiser: Any, k: int, jobs: list[Any]) -> list[Array]:
     now = [x for p, _, _, s in jobs for x in (p.data, s["exp_avg"], s["exp_avg_sq"])]
     xp = namespace(now[0])
     if len(now) != len(views) or any(a is not b for a, b in zip(now, views)):
-        parts = {name: [x.reshape(-1) for x in now[i::3]] for i, name in enumerate("pmv")}
-        buffers = {name: xp.concatenate(part) for name, part in parts.items()}
+        buffers = {name: xp.concatenate(in_row(now[i::3])) for i, name in enumerate("pmv")}
         buffers["g"], start = xp.empty_like(buffers["p"]), 0
         for p, _, _, state in jobs:
-            at = slice(start, start := start + p.size)
+            at = slice(start, start + p.size)
+            start += p.size + -p.size % 64
             p.data, state["exp_avg"], state["exp_avg_sq"] = (
                 buffers[name][at].reshape(p.shape) for name in "pmv"
             )
         views = [x for p, _, _, s in jobs for x in (p.data, s["exp_avg"], s["exp_avg_sq"])]
         kept[k] = views, buffers
-    xp.concatenate([g.reshape(-1) for _, g, *_ in jobs], out=buffers["g"])
+    xp.concatenate(in_row([g for _, g, *_ in jobs]), out=buffers["g"])
     return [buffers[name] for name in "pgmv"]
 
 # %% ../../nbs/27b_kernels.ipynb #70e0ebba
@@ -260,7 +266,7 @@ def _work(self: Any, jobs: list[Any]) -> None:
             _work.__wrapped__(self, mine)
             continue
         options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        whole = len(mine) == len(group["params"]) and sum(p.size for p, *_ in mine) < 2**31
+        whole = len(mine) == len(group["params"]) and sum(p.size + 63 for p, *_ in mine) < 2**31
         if whole and len({job[3]["step"] for job in mine}) == 1:
             p, g, m, v = gathered(self, k, mine)
             fused.adamw_(p, g, m, v, mine[0][3]["step"], **options)
