@@ -838,7 +838,7 @@ def cuda_bench(repeat: int = 20) -> Report:
     from gradbook.tensor.backend import DeviceError
 
     try:
-        found = cuda_race(repeat)
+        found = cuda_race(repeat, say=partial(print, file=sys.stderr, flush=True))
     except DeviceError as error:
         raise MissingExtra(str(error)) from None
     names = ("case", "engine", "median_s", "low_s", "high_s", "ratio")

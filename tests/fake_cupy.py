@@ -21,6 +21,7 @@ from gradbook.cuda.sim import BOUNDED, SimModule
 COPIES: Counter[str] = Counter()  # "to host", "to device", "waits"
 PINNED: list[Any] = []
 USED: set[str] = set()  # names of the library that were asked for
+PRODUCTS: Counter[tuple[int, int]] = Counter()  # of how many axes the factors of products are
 
 
 class ndarray:
@@ -85,10 +86,10 @@ class ndarray:
         return (wrapped(x) for x in self._a)
 
     def __getitem__(self, key: Any) -> Any:
-        return wrapped(self._a[inner(key)])
+        return wrapped(self._a[around(inner(key), self._a.shape)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._a[inner(key)] = inner(value)
+        self._a[around(inner(key), self._a.shape)] = inner(value)
 
     def __repr__(self) -> str:
         return f"fake({self._a!r})"
@@ -112,6 +113,15 @@ def inner(x: Any) -> Any:
     if isinstance(x, tuple | list):
         return type(x)(inner(y) for y in x)
     return x
+
+
+def around(key: Any, shape: tuple[int, ...]) -> Any:
+    "Arrays of indices wrap around, as CuPy's do: a card raises no IndexError."
+    if isinstance(key, np.ndarray):
+        return key % shape[0] if key.dtype.kind in "iu" and shape[0] else key
+    if isinstance(key, tuple) and all(isinstance(k, np.ndarray | int | slice) for k in key):
+        return tuple(around(k, (n,)) for k, n in zip(key, shape, strict=False))
+    return key
 
 
 def wrapped(x: Any) -> Any:
@@ -225,6 +235,15 @@ class Launcher:
 LAUNCHES: Counter[str] = Counter()
 
 
+def take_along_axis(x: Any, indices: Any, axis: int) -> Any:
+    return wrapped(np.take_along_axis(x._a, indices._a % x.shape[axis], axis))
+
+
+def matmul(x: Any, y: Any, **kwargs: Any) -> Any:
+    PRODUCTS[x.ndim, y.ndim] += 1
+    return calling(np.matmul)(x, y, **kwargs)
+
+
 @contextmanager
 def fake_cupy() -> Iterator[Any]:
     "Inside, `import cupy` gives the stand-in, with one card."
@@ -286,6 +305,7 @@ def fake_cupy() -> Iterator[Any]:
     runtime = SimpleNamespace(
         getDeviceCount=lambda: 1, getDeviceProperties=lambda k: {"name": b"a pretended card"},
         driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000,
+        deviceSynchronize=lambda: None,
     )  # fmt: skip
     linalg = types.ModuleType("cupy._core._routines_linalg")
     kinds = {"float32": 1}
@@ -296,7 +316,8 @@ def fake_cupy() -> Iterator[Any]:
     )  # fmt: skip
     pool = SimpleNamespace(free_all_blocks=lambda: None)
     cupy.__dict__.update(
-        ndarray=ndarray, asarray=to_card, array=to_card, RawModule=RawModule,
+        ndarray=ndarray, asarray=to_card, array=to_card, RawModule=RawModule, matmul=matmul,
+        take_along_axis=take_along_axis,
         asnumpy=lambda x, **k: x.get(), __version__="0", get_default_memory_pool=lambda: pool,
         ascontiguousarray=lambda x, dtype=None: ndarray(
             np.ascontiguousarray(inner(x), dtype)
@@ -312,6 +333,7 @@ def fake_cupy() -> Iterator[Any]:
                "cupyx.scipy.special": special}  # fmt: skip
     COPIES.clear()
     LAUNCHES.clear()
+    PRODUCTS.clear()
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cupy import COPIES, LAUNCHES, fake_cupy
+from fake_cupy import COPIES, LAUNCHES, PRODUCTS, fake_cupy
 from fake_cupy import ndarray as CardArray
 
 import gradbook as gb
@@ -32,7 +33,13 @@ from gradbook.models.gpt import (
 )
 from gradbook.models.lenet import LeNet5
 from gradbook.nn import attention, conv, norm
-from gradbook.nn.losses import cross_entropy, surprisal, surprisal_slope
+from gradbook.nn.losses import (
+    cross_entropy,
+    hinge_loss,
+    nll_loss,
+    surprisal,
+    surprisal_slope,
+)
 from gradbook.optim import clip
 from gradbook.optim.adam import Adam, AdamW
 from gradbook.tensor import random
@@ -427,6 +434,101 @@ def test_on_numpy_arrays_nothing_changes() -> None:
     assert len(LAUNCHES) == before
 
 
+@needs_compiler
+@pytest.mark.parametrize("own", [True, False])
+def test_on_a_card_the_loss_of_a_wrong_class_is_nan(own: bool) -> None:
+    x = some(3, 10)
+    with fake_cupy(), switch.own_kernels(own):
+        for wrong in ([1, -1, 3], [-1, 1, 3], [1, 3, 10], [12, 3, 1]):
+            for loss in (cross_entropy, nll_loss, hinge_loss):
+                leaf = Tensor(x, device="cuda", requires_grad=True)
+                targets = Tensor(np.array(wrong), device="cuda")
+                each = loss(leaf, targets, reduction="none").numpy()
+                assert (np.isnan(each) == [not 0 <= k < 10 for k in wrong]).all(), (loss, wrong)
+                assert np.isnan(loss(leaf, targets).item())
+        ignored = cross_entropy(leaf, Tensor(np.array([1, -100, 3]), device="cuda")).item()
+    assert abs(ignored - cross_entropy(x[[0, 2]], np.array([1, 3])).item()) < 1e-6
+
+
+@needs_compiler
+@in_three_orders
+def test_kernels_never_read_the_place_of_a_wrong_class(order: str) -> None:
+    x, targets = some(3, 33), np.array([-1, 5, 33])
+    with simulating(check=True, order=order):
+        losses = fused.surprisal(x, targets)
+        slope = fused.surprisal_slope(np.ones(3, "float32"), x, targets)
+        again = fused.cross_entropy_(x, targets, 1.0)
+    for found in (losses, again, slope.mean(1), x.mean(1)):
+        assert (np.isnan(found) == [True, False, True]).all()
+    assert near(slope[1], x[1]) and losses[1] == again[1]
+
+
+@needs_compiler
+def test_an_embedding_gets_nothing_for_rows_that_it_has_not() -> None:
+    ids, g = np.array([4, -1, 0, 5]), some(4, 3)
+    with simulating(check=True):
+        found = fused.embedding_back(ids, g, 5)
+    assert (found[4] == g[0]).all() and (found[0] == g[2]).all() and not found[1:4].any()
+
+
+def test_arrays_that_do_not_belong_together_are_refused() -> None:
+    x, low, targets = some(3, 33), to_bf16(some(3, 33)), np.array([0, 1, 2])
+    for call in (
+        lambda: fused.layer_norm(low, x[0].copy(), x[0].copy()),
+        lambda: fused.layer_norm_back(x, low, x[0].copy(), x[:, 0].copy(), x[:, 0].copy()),
+        lambda: fused.flat("gelu_slope", low, x),
+        lambda: fused.flat("gelu_slope", x[:1], x),
+        lambda: fused.surprisal(x, targets.astype("int32")),
+        lambda: fused.surprisal_slope(x[:, 0].copy(), x, targets[:2]),
+        lambda: fused.cross_entropy_(x, targets[:2]),
+    ):
+        with simulating(check=False), pytest.raises(kernels.KernelError):
+            call()
+
+
+@needs_compiler
+def test_parts_of_the_flat_buffers_begin_at_even_addresses() -> None:
+    with fake_cupy():
+        shapes = (3, 5), (70,), (2, 64), (1,)
+        given = [Tensor(Tensor(some(*s), device="cuda").data, requires_grad=True) for s in shapes]
+        opt, wanted = AdamW(given, lr=0.1), [p.numpy() for p in given]
+        peers = [Tensor(p, requires_grad=True) for p in wanted]
+        peer = AdamW(peers, lr=0.1)
+        for _ in range(2):
+            for p, q in zip(given, peers):
+                p.grad, q.grad = Tensor(p.data), Tensor(q.data)
+            opt.step()
+            peer.step()
+        first = given[0].data.data.ptr
+        assert all((p.data.data.ptr - first) % 256 == 0 for p in given)
+        assert all(near(p.numpy(), q.numpy()) for p, q in zip(given, peers, strict=True))
+
+
+class Huge:
+    "Looks like a card's array of float32 with 2**31 elements."
+
+    dtype, shape, size = np.dtype("float32"), (2**16, 2**15), 2**31
+    ndim, flags = 2, type("", (), {"c_contiguous": True})
+
+
+@needs_compiler
+def test_the_switch_steps_aside_where_kernels_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not switch.fits(Huge()) and not switch.filled(Huge())
+    assert switch.REPLACED["softmax"](Huge(), axis=1) is NotImplemented
+    with fake_cupy() as cupy:
+        def refuse(*args: Any, **how: Any) -> Any:
+            raise kernels.KernelError("an array has 2**31 elements or more")
+
+        x = cupy.asarray(some(5, 33))
+        for shape, own in (((1, 8192), 0), ((200, 8192), 1), ((3, 33), 1)):
+            LAUNCHES.clear()
+            TABLE["reduce_sum"].impl(cupy, cupy.asarray(some(*shape)), axis=(1,))
+            assert LAUNCHES["row_sum"] == own, shape
+        monkeypatch.setattr(kernels, "softmax", refuse)
+        y = TABLE["softmax"].impl(cupy, x, axis=1)
+        assert near(y._a, TABLE["softmax"].impl(np, x._a, axis=1))
+
+
 def test_the_loader_brings_batches_to_the_card_in_advance() -> None:
     x, y = some(10, 3), np.arange(10)
     with fake_cupy() as cupy:
@@ -492,6 +594,8 @@ def test_a_gpt_learns_on_the_card_as_here(own: bool) -> None:
         for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
             assert q.device.kind == "cuda" and near(q.numpy(), p.numpy(), 1e-4), name
     assert np.allclose(there, here, rtol=1e-5)  # dropout included: its bits are the same
+    # CuPy's product of rows on more axes with a matrix is a batched one, and knows no TF32
+    assert PRODUCTS[2, 2] and all(x == y for x, y in PRODUCTS)
     if own:
         assert copies == {"waits": 2}  # two steps, and each waits for the norm that it clips
         assert launched["adamw"] == 4 and launched["add_rows"] == 2  # two groups, two steps
@@ -730,9 +834,12 @@ def test_racers_agree(small_race: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     for cases in race.RACES:
         for case in cases(small_race, torch, **SMALL[cases.__name__]):
+            for name in case.engines:  # what will be checked on a card, on the pretended one
+                far = race.checked(small_race, case, name)
+                assert (far is None) == (not name.startswith("gradbook")), (case.name, name)
             found = {name: values(engine()) for name, engine in case.engines.items()}
             seen |= found.keys()
-            own = found.pop("gradbook")
+            own = found.pop("gradbook", None)
             chance = "dropout" in case.name and "dropout 0," not in case.name
             for name, other in found.items():
                 if own is None or other is None or case.name == "dropout":
@@ -747,6 +854,47 @@ def test_racers_agree(small_race: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
+def test_a_kernel_that_does_too_little_is_not_fast(
+    small_race: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, broken = kernels.Source.__call__, []
+
+    def early(self: Any, name: str, blocks: Any, *args: Any, **how: Any) -> None:
+        fewer = 0 if name in ("layer_norm_back", "gelu_tanh", "adamw") else blocks[0] - 1
+        broken.append(name)  # the last block never starts; where others would do its work, none
+        if fewer:
+            plain(self, name, (fewer, *blocks[1:]), *args, **how)
+
+    sizes = {**SMALL, "adamw_cases": {"n": 4096}, "convolution_cases": {"side": 9}}
+    names = ("memory_cases", "adamw_cases", "loss_cases", "convolution_cases")
+    for cases in (getattr(race, name) for name in names):
+        for case in cases(small_race, None, **sizes[cases.__name__]):
+            broken.clear()
+            failed: dict[str, str] = {}
+            with monkeypatch.context() as patch:
+                patch.setattr(kernels.Source, "__call__", early)
+                rows = list(race.run_case(small_race, case, 2, failed))
+            if broken:
+                assert "WrongResult" in failed[f"{case.name}: gradbook"], case.name
+                assert "gradbook" not in {row["engine"] for row in rows}
+                assert all(row["ratio"] is None for row in rows)
+
+
+def test_how_far_results_are_apart(small_race: Any) -> None:
+    x = small_race.asarray(np.ones((3, 5), "float32"))
+    y = x.copy()
+    assert race.apart(small_race, x, y) == 0
+    y[2, 4] = 3.0
+    assert race.apart(small_race, x, y) == pytest.approx(2 / 3)
+    y[2, 4] = np.nan
+    case = race.Case("one", {"gradbook": lambda: y}, wanted=lambda: x)
+    with pytest.raises(race.WrongResult, match="nan from what is wanted"):
+        race.checked(small_race, case, "gradbook")
+    with pytest.raises(race.WrongResult, match="shape"):
+        race.checked(small_race, case._replace(wanted=lambda: x[:2]), "gradbook")
+
+
+@needs_compiler
 def test_the_whole_bench_on_a_pretended_card(
     small_race: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -755,7 +903,7 @@ def test_the_whole_bench_on_a_pretended_card(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = torch.backends.cuda.matmul.allow_tf32
     whole = race.cuda_race
-    monkeypatch.setattr(race, "cuda_race", lambda repeat: whole(repeat, SMALL))
+    monkeypatch.setattr(race, "cuda_race", lambda repeat, say: whole(repeat, SMALL, say))
     report = bench.cuda_bench(1)
     assert report.facts["failed"] == {} and report.facts["gpu"] == "a pretended card"
     names = {row.case for row in report.rows}
@@ -789,6 +937,39 @@ def test_a_race_that_fails_does_not_stop_the_others(
     ]  # fmt: skip
     assert found["failed"] == {"one: torch": "MemoryError: no room", "one": "ValueError: no second"}
     assert found["rows"][1]["bytes_per_s"] == 1e6
+
+
+def test_a_fault_of_the_card_leaves_the_rows_so_far(
+    small_race: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, lines = [], []
+
+    def sticky(*args: Any) -> None:
+        if broken:
+            raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access")
+
+    def fault() -> Any:
+        broken.append(1)
+        sticky()
+
+    def one(xp: Any, torch: Any) -> Iterator[race.Case]:
+        yield race.Case("one", {"gradbook": lambda: None, "torch": fault, "late": lambda: None})
+
+    def two(xp: Any, torch: Any) -> Iterator[race.Case]:
+        raise AssertionError("after the fault")
+        yield
+
+    runtime = small_race.cuda.runtime
+    for place in (runtime, small_race.get_default_memory_pool(), small_race.cuda.Event):
+        for name in ("deviceSynchronize", "free_all_blocks", "record"):
+            if hasattr(place, name):
+                monkeypatch.setattr(place, name, sticky)
+    monkeypatch.setattr(race, "RACES", (one, two))
+    found = race.cuda_race(2, say=lines.append)
+    assert [(r["case"], r["engine"]) for r in found["rows"]] == [("one", "gradbook")]
+    assert [json.loads(line) for line in lines[1:]] == found["rows"]
+    assert "illegal" in found["failed"]["one: torch"] and "CardLost" in found["failed"]["one"]
+    assert "two" not in found["failed"] and found["gpu"] == "a pretended card"
 
 
 def test_the_bench_without_a_card_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

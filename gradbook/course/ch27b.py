@@ -134,7 +134,7 @@ class Saving(Exercise):
     id, stars, minutes = "27b.3", 1, 10
     function = "saving"
     tolerance = 1e-12
-    hints = ("Every read and every write of a chain is an array that goes over the bus.",)
+    hints = ("Every read and every write of a chain is an array that goes to memory or from it.",)
 
     def cases():
         yield [(2, 1), (2, 1), (2, 1), (2, 1), (3, 1), (3, 1)], 4, 3
@@ -161,7 +161,7 @@ questions = Quiz(
     "27b",
     Question(
         "Why is a fused layer norm faster than ten operations that give the same?",
-        right="its row goes over the bus once",
+        right="its row is read and written once",
         because="arithmetic is nearly free here, and bytes are not",
         wrong={
             "it computes less": "it computes the same sums",

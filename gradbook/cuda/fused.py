@@ -18,8 +18,8 @@ from ..tensor.random import MULTIPLIERS, STEPS, Key
 __all__ = ['STANDARDISE', 'LAYER_NORM', 'NORM', 'LOSS', 'GELU', 'ADAMW', 'FLAT', 'EMBEDDING', 'PHILOX', 'ROUNDS', 'DROPOUT',
            'TILED', 'TILED_TENSOR', 'CONVOLUTIONS', 'CONV', 'CONV_TENSOR', 'STAYING', 'FLASH_FORWARD', 'FLASH_BACK_Q',
            'FLASH_BACK_KV', 'FLASH', 'FLASH_TILES', 'ONLINE', 'FLASH_TENSOR', 'TENSOR_BACK_Q', 'TENSOR_BACK_KV',
-           'FLASH_TENSOR_BACK', 'FAR', 'threads_for', 'standardise', 'standardise_back', 'layer_norm',
-           'layer_norm_back', 'surprisal', 'surprisal_slope', 'cross_entropy_', 'grid', 'flat', 'adamw_',
+           'FLASH_TENSOR_BACK', 'FAR', 'one_kind', 'threads_for', 'standardise', 'standardise_back', 'layer_norm',
+           'layer_norm_back', 'targeted', 'surprisal', 'surprisal_slope', 'cross_entropy_', 'grid', 'flat', 'adamw_',
            'embedding_back', 'random_words', 'share_kept', 'dropout', 'dropout_mask', 'convolved', 'convolve',
            'convolve_transposed', 'convolve_weight', 'heads_of', 'on_tensor_cores', 'keyed', 'attend', 'attend_back']
 
@@ -105,6 +105,13 @@ extern "C" __global__ void layer_norm_back(
 NORM = Source(STANDARDISE + LAYER_NORM)
 
 # %% ../../nbs/27b_kernels.ipynb #15440ea7
+def one_kind(name: str, *arrays: Array) -> str:
+    "The type of all these arrays' elements in a kernel's text; raises KernelError."
+    if len({x.dtype for x in arrays}) > 1:
+        raise KernelError(f"{name}: arrays of {', '.join(str(x.dtype) for x in arrays)}")
+    return kind_of(arrays[0])
+
+
 def threads_for(n: int) -> int:
     "How many threads a row of `n` numbers is worth: whole warps, 32 to 512."
     return min(512, max(32, -(-n // 128) * 32))
@@ -134,7 +141,8 @@ def layer_norm(x: Array, w: Array, b: Array, eps: float = 1e-5) -> tuple[Array, 
     xp, n = namespace(x), x.shape[-1]
     y, mean, rstd = xp.empty_like(x), *(xp.empty(x.shape[:-1], np.float32) for _ in range(2))
     args = (x, w, b, y, mean.reshape(-1), rstd.reshape(-1), n, float(eps))
-    NORM("layer_norm", (mean.size,), threads_for(n), *args, REAL=kind_of(x))
+    kind = one_kind("layer_norm", x, w, b)
+    NORM("layer_norm", (mean.size,), threads_for(n), *args, REAL=kind)
     return y, mean, rstd
 
 
@@ -149,11 +157,12 @@ def layer_norm_back(
     shared = 4 * (2 * n + 32)
     blocks = min(rows, 264)  # two for each of an H100's 132 multiprocessors
     NORM("layer_norm_back", (blocks,), threads_for(n), *args, shared=shared,
-         REAL=kind_of(x))  # fmt: skip
+         REAL=one_kind("layer_norm_back", g, x, w))  # fmt: skip
     return dx, dw, db
 
 # %% ../../nbs/27b_kernels.ipynb #a9d5bb8b
 LOSS = Source(r"""
+#define NO_NUMBER __uint_as_float(0x7fc00000u)
 __device__ __forceinline__ float log_total(const REAL* x, int n, float* room) {  // online
     float top = LOWEST, sum = 0.0f;
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
@@ -169,14 +178,17 @@ extern "C" __global__ void surprisal(const REAL* x, const long long* targets, fl
     __shared__ float room[32];
     x += (long long)blockIdx.x * n;
     float total = log_total(x, n, room);
-    if (threadIdx.x == 0) losses[blockIdx.x] = total - up(x[targets[blockIdx.x]]);
+    long long target = targets[blockIdx.x];
+    if (threadIdx.x == 0)
+        losses[blockIdx.x] = 0 <= target && target < n ? total - up(x[target]) : NO_NUMBER;
 }
 extern "C" __global__ void surprisal_slope(const float* g, const REAL* x,
                                            const long long* targets, REAL* out, int n) {
     __shared__ float room[32];
     x += (long long)blockIdx.x * n, out += (long long)blockIdx.x * n;
-    float total = log_total(x, n, room), scale = g[blockIdx.x];
     long long target = targets[blockIdx.x];
+    float total = log_total(x, n, room);
+    float scale = 0 <= target && target < n ? g[blockIdx.x] : NO_NUMBER;
     for (int i = threadIdx.x; i < n; i += blockDim.x)
         put(out + i, scale * (expf(up(x[i]) - total) - (i == target ? 1.0f : 0.0f)));
 }
@@ -186,6 +198,7 @@ extern "C" __global__ void cross_entropy(REAL* x, const long long* targets, floa
     x += (long long)blockIdx.x * n;
     float total = log_total(x, n, room);
     long long target = targets[blockIdx.x];
+    if (target < 0 || target >= n) target = 0, total = NO_NUMBER;
     if (threadIdx.x == 0) losses[blockIdx.x] = total - up(x[target]);
     __syncthreads();  // the target's logit must be read before it is overwritten
     for (int i = threadIdx.x; i < n; i += blockDim.x)
@@ -194,11 +207,21 @@ extern "C" __global__ void cross_entropy(REAL* x, const long long* targets, floa
 """)
 
 # %% ../../nbs/27b_kernels.ipynb #9b6b5019
+def targeted(x: Array, targets: Array) -> str:
+    "`kind_of(x)`, if each row has a target, of int64; raises KernelError."
+    if targets.dtype != np.int64 or targets.shape != x.shape[:-1]:
+        raise KernelError(
+            f"targets of int64 and shape {x.shape[:-1]} are needed,"
+            f" not of {targets.dtype} and {targets.shape}"
+        )
+    return kind_of(x)
+
+
 def surprisal(x: Array, targets: Array) -> Array:
     "log(sum(e^x)) - x[target] for each row of (..., classes), as float32."
     losses = namespace(x).empty(targets.shape, np.float32)
     args = (x, targets, losses, x.shape[-1])
-    LOSS("surprisal", (losses.size,), threads_for(x.shape[-1]), *args, REAL=kind_of(x))
+    LOSS("surprisal", (losses.size,), threads_for(x.shape[-1]), *args, REAL=targeted(x, targets))
     return losses
 
 
@@ -206,7 +229,8 @@ def surprisal_slope(g: Array, x: Array, targets: Array) -> Array:
     "g * (softmax(x) - onehot), the cotangent of the logits."
     out = namespace(x).empty_like(x)
     args = (g, x, targets, out, x.shape[-1])
-    LOSS("surprisal_slope", (targets.size,), threads_for(x.shape[-1]), *args, REAL=kind_of(x))
+    kind = targeted(x, targets)
+    LOSS("surprisal_slope", (targets.size,), threads_for(x.shape[-1]), *args, REAL=kind)
     return out
 
 
@@ -218,7 +242,8 @@ def cross_entropy_(logits: Array, targets: Array, scale: float | None = None) ->
     losses, n = namespace(logits).empty(targets.shape, np.float32), logits.shape[-1]
     scale = 1.0 / targets.size if scale is None else scale
     args = (logits, targets, losses, n, float(scale))
-    LOSS("cross_entropy", (targets.size,), threads_for(n), *args, REAL=kind_of(logits))
+    kind = targeted(logits, targets)
+    LOSS("cross_entropy", (targets.size,), threads_for(n), *args, REAL=kind)
     return losses
 
 # %% ../../nbs/27b_kernels.ipynb #086eedfb
@@ -238,8 +263,9 @@ __device__ __forceinline__ float gelu_tanh_slope_of(float x) {
     float t = tanhf(SQRT_2_PI * (x + 0.044715f * x * x * x));
     return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * SQRT_2_PI * (1.0f + 0.134145f * x * x);
 }
-#define STEPS(i, n) \
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+#define STEPS(i, n)  /* unsigned: the last step may go beyond 2^31 */ \
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < (unsigned)(n); \
+         i += gridDim.x * blockDim.x)
 extern "C" __global__ void gelu(const REAL* x, REAL* y, int n) {
     STEPS(i, n) put(y + i, gelu_of(up(x[i])));
 }
@@ -291,7 +317,9 @@ def grid(n: int, each: int = 1024) -> tuple[int]:
 def flat(name: str, *arrays: Array) -> Array:
     "An elementwise kernel of `FLAT`: arrays of one size in, one out."
     out = namespace(*arrays).empty_like(arrays[-1])
-    FLAT(name, grid(out.size), 256, *arrays, out, out.size, REAL=kind_of(out))
+    if len({x.shape for x in arrays}) > 1:
+        raise KernelError(f"{name}: arrays of shapes {', '.join(str(x.shape) for x in arrays)}")
+    FLAT(name, grid(out.size), 256, *arrays, out, out.size, REAL=one_kind(name, *arrays))
     return out
 
 
@@ -309,9 +337,10 @@ def adamw_(
 # %% ../../nbs/27b_kernels.ipynb #c27de601
 EMBEDDING = Source(r"""
 extern "C" __global__ void add_rows(const long long* ids, const long long* order, const REAL* g,
-                                    float* out, int count, int dim) {
+                                    float* out, int count, int dim, int rows) {
     int first = blockIdx.x;
     long long id = ids[first];
+    if (id < 0 || id >= rows) return;  // no row of the table
     if (first > 0 && ids[first - 1] == id) return;  // another block has this id
     for (int d = threadIdx.x; d < dim; d += blockDim.x) {
         float sum = 0.0f;
@@ -328,7 +357,7 @@ def embedding_back(ids: Array, g: Array, rows: int) -> Array:
     flat_ids = ids.reshape(-1).astype(np.int64)
     order = xp.argsort(flat_ids, kind="stable").astype(np.int64)
     out = xp.zeros((rows, dim), np.float32)
-    args = (flat_ids[order], order, g, out, flat_ids.size, dim)
+    args = (flat_ids[order], order, g, out, flat_ids.size, dim, rows)
     if flat_ids.size:
         EMBEDDING("add_rows", (flat_ids.size,), threads_for(dim), *args, REAL=kind_of(g))
     return out
@@ -349,27 +378,27 @@ ROUNDS = {"M0": f"{MULTIPLIERS[0]}u", "M1": f"{MULTIPLIERS[1]}u",
 DROPOUT = Source(PHILOX + r"""
 extern "C" __global__ void random_words(unsigned* out, unsigned k0, unsigned k1, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (4 * i >= n) return;
+    if (i > (n - 1) / 4) return;  // 4 * i may be beyond an int
     unsigned c[4] = {(unsigned)i, 0, 0, 0};
     philox(c, k0, k1);
-    for (int j = 0; j < 4 && 4 * i + j < n; j++) out[4 * i + j] = c[j];
+    for (int j = 0; j < 4 && j < n - 4 * i; j++) out[4 * i + j] = c[j];
 }
 extern "C" __global__ void dropout_mask(float* y, unsigned k0, unsigned k1, int level,
                                         float factor, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (8 * i >= n) return;
+    if (i > (n - 1) / 8) return;
     unsigned c[4] = {(unsigned)i, 0, 0, 0};
     philox(c, k0, k1);
-    for (int j = 0; j < 8 && 8 * i + j < n; j++)
+    for (int j = 0; j < 8 && j < n - 8 * i; j++)
         y[8 * i + j] = int(c[j / 2] >> 16 * (j % 2) & 0xffff) < level ? factor : 0.0f;
 }
 extern "C" __global__ void dropout(const REAL* x, REAL* y, unsigned k0, unsigned k1,
                                    int level, float factor, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;  // eight numbers: four words, two halves each
-    if (8 * i >= n) return;
+    if (i > (n - 1) / 8) return;
     unsigned c[4] = {(unsigned)i, 0, 0, 0};
     philox(c, k0, k1);
-    for (int j = 0; j < 8 && 8 * i + j < n; j++) {
+    for (int j = 0; j < 8 && j < n - 8 * i; j++) {
         int half = c[j / 2] >> 16 * (j % 2) & 0xffff;
         put(y + 8 * i + j, half < level ? up(x[8 * i + j]) * factor : 0.0f);
     }

@@ -64,17 +64,19 @@ def compiled(source: Source, arch: str, **defines: Any) -> tuple[bytes, str]:
     "Machine code for an architecture, and what the assembler says. Raises CompileError, NoNVRTC."
     program = ctypes.c_void_p()
     name, code = b"kernel.cu", source.code.encode()
-    nvrtc().nvrtcCreateProgram(ctypes.byref(program), code, name, 0, None, None)
+    if nvrtc().nvrtcCreateProgram(ctypes.byref(program), code, name, 0, None, None):
+        raise CompileError(f"{', '.join(source.names)} for {arch}: no program was made")
     options = ["-std=c++17", "-ftz=true", f"-arch={arch}", "--ptxas-options=-v"]
     options += source.options(**defines)
     given = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
-    failed = nvrtc().nvrtcCompileProgram(program, len(options), given)
-    log = text_of("ProgramLog", program).decode(errors="replace")
-    if failed:
-        raise CompileError(f"{', '.join(source.names)} for {arch}:\n{log}")
-    code = text_of("CUBIN", program)
-    nvrtc().nvrtcDestroyProgram(ctypes.byref(program))
-    return code, log
+    try:
+        failed = nvrtc().nvrtcCompileProgram(program, len(options), given)
+        log = text_of("ProgramLog", program).decode(errors="replace")
+        if failed:
+            raise CompileError(f"{', '.join(source.names)} for {arch}:\n{log}")
+        return text_of("CUBIN", program), log
+    finally:
+        nvrtc().nvrtcDestroyProgram(ctypes.byref(program))
 
 # %% ../../nbs/27b_kernels.ipynb #3397e3d7
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..tensor.random import Key
 
 # %% auto #0
 __all__ = ['Fit', 'ACTIVE', 'REPLACED', 'fits', 'filled', 'tight', 'replace', 'own_kernels', 'last', 'alike', 'plain', 'one_lead',
-           'gathered', 'suits']
+           'in_row', 'gathered', 'suits']
 
 # %% ../../nbs/27b_kernels.ipynb #22331634
 Fit = Callable[..., Any]  # gives the result, or NotImplemented
@@ -35,8 +35,8 @@ def fits(*arrays: Any) -> bool:
 
 
 def filled(x: Any) -> bool:
-    "Whether this is a float32 array with something in it."
-    return getattr(x, "dtype", None) == np.float32 and x.size > 0
+    "Whether this is a float32 array with something in it, and not more than a kernel can count."
+    return getattr(x, "dtype", None) == np.float32 and 0 < x.size < 2**31
 
 
 def tight(*arrays: Array) -> list[Array]:
@@ -54,7 +54,10 @@ def replace(operation: Any) -> Callable[[Fit], Fit]:
         @wraps(before)
         def impl(xp: Any, *arrays: Any, **params: Any) -> Any:
             if xp is not np and ACTIVE.get():
-                found = ours(*arrays, **params)
+                try:
+                    found = ours(*arrays, **params)
+                except kernels.KernelError:  # a result too large to count, say
+                    found = NotImplemented
                 if found is not NotImplemented:
                     return found
             return before(xp, *arrays, **params)
@@ -88,8 +91,10 @@ def _softmax(x: Array, *, axis: int) -> Any:
 
 @replace(core.reduce_sum)
 def _reduce_sum(x: Array, *, axis: tuple[int, ...]) -> Any:
-    long = getattr(x, "ndim", 0) and x.shape[-1] >= 32
-    return kernels.row_sum(x) if long and fits(x) and last(x, axis) else NotImplemented
+    if not (getattr(x, "ndim", 0) and fits(x) and last(x, axis) and x.shape[-1] >= 32):
+        return NotImplemented
+    enough = x.shape[-1] <= 4096 or x.size // x.shape[-1] >= 128  # rows, a block for each
+    return kernels.row_sum(x) if enough else NotImplemented
 
 
 @replace(norm.standardise)
@@ -204,7 +209,8 @@ def _attend_back(
 # %% ../../nbs/27b_kernels.ipynb #9b8aede1
 @wraps(norm.kept)
 def _kept(key: Key, p: float, shape: tuple[int, ...], x: core.Tensor) -> core.Tensor:
-    if is_cupy(x.data) and x.dtype == np.float32 and ACTIVE.get():
+    fine = x.dtype == np.float32 and math.prod(shape) < 2**31
+    if is_cupy(x.data) and fine and ACTIVE.get():
         return core.wrap(fused.dropout_mask(key, p, shape, x.data))
     masked: core.Tensor = _kept.__wrapped__(key, p, shape, x)
     return masked
@@ -214,6 +220,12 @@ if not hasattr(norm.kept, "__wrapped__"):
     norm.kept = _kept
 
 # %% ../../nbs/27b_kernels.ipynb #24aa56fa
+def in_row(parts: Any) -> list[Array]:
+    "These arrays, flat, and zeros between them: each begins at a multiple of 256 bytes."
+    zeros = namespace(*parts).zeros(63, np.float32)
+    return [x for part in parts for x in (part.reshape(-1), zeros[: -part.size % 64])]
+
+
 def gathered(optimiser: Any, k: int, jobs: list[Any]) -> list[Array]:
     "The flat buffers p, g, m, v of group `k`, with this step's slopes."
     kept: dict[int, Any] = vars(optimiser).setdefault("_gathered", {})
@@ -221,24 +233,24 @@ def gathered(optimiser: Any, k: int, jobs: list[Any]) -> list[Array]:
     now = [x for p, _, _, s in jobs for x in (p.data, s["exp_avg"], s["exp_avg_sq"])]
     xp = namespace(now[0])
     if len(now) != len(views) or any(a is not b for a, b in zip(now, views)):
-        parts = {name: [x.reshape(-1) for x in now[i::3]] for i, name in enumerate("pmv")}
-        buffers = {name: xp.concatenate(part) for name, part in parts.items()}
+        buffers = {name: xp.concatenate(in_row(now[i::3])) for i, name in enumerate("pmv")}
         buffers["g"], start = xp.empty_like(buffers["p"]), 0
         for p, _, _, state in jobs:
-            at = slice(start, start := start + p.size)
+            at = slice(start, start + p.size)
+            start += p.size + -p.size % 64
             p.data, state["exp_avg"], state["exp_avg_sq"] = (
                 buffers[name][at].reshape(p.shape) for name in "pmv"
             )
         views = [x for p, _, _, s in jobs for x in (p.data, s["exp_avg"], s["exp_avg_sq"])]
         kept[k] = views, buffers
-    xp.concatenate([g.reshape(-1) for _, g, *_ in jobs], out=buffers["g"])
+    xp.concatenate(in_row([g for _, g, *_ in jobs]), out=buffers["g"])
     return [buffers[name] for name in "pgmv"]
 
 # %% ../../nbs/27b_kernels.ipynb #70e0ebba
 def suits(optimiser: Any, jobs: list[Any]) -> bool:
     "Whether these parameters are on a card, of float32, and AdamW's rule is theirs."
     own = type(optimiser).rule is adam.Adam.rule
-    return own and all(is_cupy(p.data) and p.dtype == np.float32 for p, *_ in jobs)
+    return own and all(is_cupy(p.data) and filled(p.data) for p, *_ in jobs)
 
 
 @wraps(adam.AdamW.work)
@@ -252,7 +264,8 @@ def _work(self: Any, jobs: list[Any]) -> None:
             _work.__wrapped__(self, mine)
             continue
         options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        if len(mine) == len(group["params"]) and len({job[3]["step"] for job in mine}) == 1:
+        whole = len(mine) == len(group["params"]) and sum(p.size + 63 for p, *_ in mine) < 2**31
+        if whole and len({job[3]["step"] for job in mine}) == 1:
             p, g, m, v = gathered(self, k, mine)
             fused.adamw_(p, g, m, v, mine[0][3]["step"], **options)
             continue

@@ -89,10 +89,10 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
         raise misfit(x, weight)
     if bias is not None and (bias := as_tensor(bias)).shape != sizes[:1]:
         raise ShapeError(f"linear: weight {sizes} takes no bias of shape {bias.shape}")
-    if len(shape) == 1:
-        x = reshape(x, shape=(1, *shape))
-    out = matrix_multiply(x, swapped(weight)) if bias is None else _linear(x, weight, bias)
-    return cast(Tensor, reshape(out, shape=sizes[:1]) if len(shape) == 1 else out)
+    rows = as_rows(x) if bias is None or len(shape) == 1 else x
+    out = matrix_multiply(rows, swapped(weight)) if bias is None else _linear(rows, weight, bias)
+    target = (*shape[:-1], sizes[0])
+    return cast(Tensor, out if out.shape == target else reshape(out, shape=target))
 
 
 def misfit(x: Tensor, weight: Tensor) -> ShapeError:

@@ -204,6 +204,8 @@ def surprisal_rows(xp: Any, x: Any, targets: Any, axis: int) -> Any:
     d = x - x.max(axis=axis, keepdims=True)
     right = d[places(xp, targets, axis)]
     total = row_sums(xp.exp(d, out=d), axis)
+    if xp is not np:  # nobody looked at the targets
+        right = xp.where((targets >= 0) & (targets < x.shape[axis]), right, nan)
     return xp.log(total, out=total).reshape(targets.shape) - right
 
 # %% ../../nbs/12_losses.ipynb #66495535
@@ -229,7 +231,11 @@ def surprisal_slope(xp: Any, g: Any, x: Any, targets: Any, *, axis: int) -> Any:
 def picked(x: Any, targets: Any, axis: int) -> Any:
     "The target's entry of each row of classes along `axis`."
     index = reshape(targets, shape=(*targets.shape[:axis], 1, *targets.shape[axis:]))
-    return reshape(take_along_axis(x, index, axis=axis), shape=targets.shape)
+    right = reshape(take_along_axis(x, index, axis=axis), shape=targets.shape)
+    if isinstance(seen(targets), np.ndarray):
+        return right
+    classes = minimum(abs(targets), x.shape[axis] - 1)  # where nobody looked at the targets
+    return where(equal(targets, classes), right, nan)
 
 
 def moved(t: Any, x: Any, targets: Any, axis: int) -> Any:
