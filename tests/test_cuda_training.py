@@ -865,7 +865,8 @@ def test_a_kernel_that_does_too_little_is_not_fast(
         if fewer:
             plain(self, name, (fewer, *blocks[1:]), *args, **how)
 
-    sizes = {**SMALL, "adamw_cases": {"n": 4096}, "convolution_cases": {"side": 9}}
+    small = {"images": 1, "channels": 4, "side": 9}
+    sizes = {**SMALL, "adamw_cases": {"n": 4096}, "convolution_cases": small}
     names = ("memory_cases", "adamw_cases", "loss_cases", "convolution_cases")
     for cases in (getattr(race, name) for name in names):
         for case in cases(small_race, None, **sizes[cases.__name__]):

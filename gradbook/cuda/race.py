@@ -431,10 +431,12 @@ def training_case(xp: Any, torch: Any, job: Training) -> Case:
         }
     name = f"{job.name}, {'TF32' if job.tf32 else 'float32'}"
     trials = {k: partial(ours_lost, xp, job, own) for k, own in OURS.items()}
-    if torch and not job.drops:
-        wanted: Callable[[], Any] = lambda: lost(xp, their_step(xp, torch, job, False))  # noqa: E731
-    else:  # the same bits drop the same
-        wanted = trials["gradbook, cupy"]
+
+    def theirs() -> Any:
+        return lost(xp, their_step(xp, torch, job, False))
+
+    # with dropout, only ours have the same bits
+    wanted = theirs if torch and not job.drops else trials["gradbook, cupy"]
     limit = 1e-2 if job.tf32 else 1e-3
     return Case(name, engines, 0, 0, job.y.size, wanted, limit, trials)
 
