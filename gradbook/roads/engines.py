@@ -47,8 +47,9 @@ class Case:
     @property
     def name(self) -> str:
         size = self.key.partition(":")[2]
-        many = self.kind == "points"
-        return f"{self.problem.name} at {int(size):,} points" if many else f"{self.problem.name}, {size}"
+        if self.kind == "points":
+            return f"{self.problem.name} at {int(size):,} points"
+        return f"{self.problem.name}, {size}"
 
     def total(self, x: Any, m: Any) -> Any:
         "One number, or one for each point: the output, or the squares of several, added up."
