@@ -64,7 +64,11 @@ def signature(name: str, obj: Any) -> str:
     text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", f"{name}{sig}").replace("'", "")
     if len(text) <= 88:
         return text
-    parameters = [str(p).replace("'", "") for p in sig.parameters.values()]
+    parameters = [
+        f"{head} = ..." if len(text) > 84 and default else text
+        for text in (str(p).replace("'", "") for p in sig.parameters.values())
+        for head, default, _ in [text.partition(" = ")]
+    ]
     back = (
         f" -> {sig.return_annotation}".replace("'", "")
         if sig.return_annotation is not sig.empty
