@@ -55,25 +55,27 @@ def docstring(obj: Any) -> str:
     return "\n\n".join(blocks)
 
 
+def plain(text: str) -> str:
+    "Without quotes, and functions by their names, not their addresses."
+    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
+    return re.sub(r"<function .*?<lambda> at 0x[0-9a-f]+>", "...", text).replace("'", "")
+
+
 def signature(name: str, obj: Any) -> str:
     "`name(x: float, h: float | None = None) -> float`, one parameter a line when it is long."
     try:
         sig = inspect.signature(obj)
     except (TypeError, ValueError):
         return name
-    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", f"{name}{sig}").replace("'", "")
+    text = plain(f"{name}{sig}")
     if len(text) <= 88:
         return text
     parameters = [
         f"{head} = ..." if len(text) > 84 and default else text
-        for text in (str(p).replace("'", "") for p in sig.parameters.values())
+        for text in (plain(str(p)) for p in sig.parameters.values())
         for head, default, _ in [text.partition(" = ")]
     ]
-    back = (
-        f" -> {sig.return_annotation}".replace("'", "")
-        if sig.return_annotation is not sig.empty
-        else ""
-    )
+    back = "" if sig.return_annotation is sig.empty else plain(f" -> {sig.return_annotation}")
     return f"{name}(\n    " + ",\n    ".join(parameters) + f",\n){back}"
 
 
