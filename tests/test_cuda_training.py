@@ -1151,3 +1151,8 @@ def test_a_gpt_on_the_card_is_a_gpt(own: bool) -> None:
 def test_the_bench_on_the_card() -> None:
     found = race.cuda_race(2, SMALL)
     assert found["failed"] == {} and found["rows"]
+
+
+def test_attention_with_more_heads_than_a_grid_is_high_stays_with_the_array_library() -> None:
+    few, many = (np.ones((heads, 1, 1), np.float32) for heads in (65_535, 65_536))
+    assert switch.one_lead(few, few, few) and not switch.one_lead(many, many, many)

@@ -187,7 +187,9 @@ def _convolve_weight(x: Array, g: Array, *, padding: Any, groups: int, **how: An
 # %% ../../nbs/27b_kernels.ipynb #0f7c4adc
 def one_lead(*arrays: Array) -> bool:
     same = {(x.shape[:-2], x.shape[-1]) for x in arrays}
-    return all(map(filled, arrays)) and len(same) == 1 and arrays[0].shape[-1] <= 128
+    heads = math.prod(arrays[0].shape[:-2])
+    small = arrays[0].shape[-1] <= 128 and heads < 2**16  # a card's grid is no higher
+    return all(map(filled, arrays)) and len(same) == 1 and small
 
 
 @replace(attention.attend)
