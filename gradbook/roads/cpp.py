@@ -252,7 +252,7 @@ template <class T> vector<T> program(const Task &task, const vector<T> &x)
 }
 """
 
-# %% ../../nbs/36_compare.ipynb #9cb01fc6
+# %% ../../nbs/36_compare.ipynb #b97345dc
 MEASURE = r"""
 static double now()
 {
@@ -338,7 +338,7 @@ int main(int count, char **given)
 }
 """
 
-# %% ../../nbs/36_compare.ipynb #b9b4be5a
+# %% ../../nbs/36_compare.ipynb #423d359b
 PLAIN = r"""
 inline double value_of(double x) { return x; }
 """, r"""
@@ -353,6 +353,8 @@ struct Engine {  // the function alone, as compiled
     void reverse() {}
 };
 """
+
+# %% ../../nbs/36_compare.ipynb #960c3043
 CPPAD = r"""
 #include <cppad/cppad.hpp>
 typedef CppAD::AD<double> Active;
@@ -383,6 +385,8 @@ struct Engine {
     Numbers gradient(const Numbers &x) { value(x); return reverse(); }
 };
 """
+
+# %% ../../nbs/36_compare.ipynb #432e45b3
 ADOLC = r"""
 #include <adolc/adolc.h>
 typedef adouble Active;
@@ -423,13 +427,15 @@ struct Engine {
     Numbers gradient(const Numbers &x) { run(x, 1); return reverse(); }
 };
 """
+
+# %% ../../nbs/36_compare.ipynb #a8388887
 ADEPT = r"""
 #include <adept.h>
 typedef adept::adouble Active;
 inline double value_of(double x) { return x; }
 static double value_of(const Active &x) { return x.value(); }
 """, r"""
-struct Engine {  // it records at each point
+struct Engine {
     adept::Stack stack;
     Task task;
     size_t recorded = 0, left = 0, kept = 0;
