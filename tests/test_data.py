@@ -233,7 +233,11 @@ def test_it_is_fetched_once_into_the_cache(public: Any, capsys: Any) -> None:
     assert "tiny.txt.gz: 0.0 of 0.0 MB" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, b"<html>log in first</html>", gzip.compress(b"other")])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"<html>log in first</html>", gzip.compress(b"other")],
+    ids=["nothing", "a page", "another file"],  # gzip's bytes hold the time
+)
 def test_what_can_not_be_fetched_is_not_tried_twice(public: Any, content: bytes | None) -> None:
     if content:
         public["/bad"] = content
